@@ -1,0 +1,1 @@
+"""The `tallystick` command: each command calls one function of `ledger`."""

@@ -1,0 +1,1 @@
+"""The pure formats: bytes in, bytes out. No I/O, clock, framework or database."""
