@@ -1,0 +1,452 @@
+"""Records, deployments and factor sets: the documents that statements commit to.
+
+A *record* describes one token batch: the tokens of one generation. Names follow the OpenTelemetry GenAI
+semantic conventions. Every number is an integer within 2^53 - 1 with its unit in the name; what is unknown is
+absent, never zero. The bytes are canonical JSON (RFC 8785, see ``canonical``); a record's hash is the
+RFC 6962 leaf hash of its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from ledger.core.canonical import MAX_SAFE_INTEGER, decode_canonical, encode_canonical
+from ledger.core.errors import InvalidError
+from ledger.core.merkle import leaf_hash
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "Adapter",
+    "Commitment",
+    "Deployment",
+    "Energy",
+    "FactorSet",
+    "FactorSource",
+    "Hex32",
+    "Quality",
+    "Record",
+    "Speculative",
+    "Usage",
+    "Weights",
+    "decode_deployment",
+    "decode_factor_set",
+    "decode_record",
+    "decode_record_lines",
+    "document_digest",
+    "encode_record",
+    "encode_record_lines",
+    "record_hash",
+]
+
+MAX_RECORD_BYTES = 16_384
+"""One record's bytes at most. Real ones have 500 to 1,000; the rest is room for quality metrics."""
+
+# --- field types -----------------------------------------------------------------------------------------
+
+Amount: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER)]
+Signed: TypeAlias = Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
+TimeUs: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER, description="Unix time in microseconds")]
+# Patterns are published in the schema but checked by ``check_record`` and ``_check_forms``: a regular
+# expression per field would cost four times the whole decoding.
+_SLUG = "^[A-Za-z0-9][A-Za-z0-9._:~-]*$"
+_HEX = "^[0-9a-f]{64}$"
+_UUID7 = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+_REASON = "^[a-z][a-z_]*$"
+
+Hex32: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=64,
+        max_length=64,
+        description="32 bytes, lower-case hex",
+        extra_json_schema={"pattern": _HEX},
+    ),
+]
+Uuid7: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=36,
+        max_length=36,
+        description="UUID version 7 (RFC 9562), lower case",
+        extra_json_schema={"pattern": _UUID7},
+    ),
+]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Slug: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64, pattern=_SLUG)]
+Pseudonym: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="stands for the tenant; never a name or an e-mail address",
+        extra_json_schema={"pattern": _SLUG},
+    ),
+]
+Reason: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32, extra_json_schema={"pattern": _REASON})]
+Currency: TypeAlias = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code")]
+Method: TypeAlias = Literal["measured", "modelled", "estimated"]
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
+    """Base of everything that is encoded canonically. Trees of values, so no work for the collector."""
+
+
+# --- record ----------------------------------------------------------------------------------------------
+
+
+class Usage(_Document, frozen=True):
+    """Token counts as the engine or provider reported them.
+
+    ``input_tokens`` includes the cached ones; ``output_tokens`` includes reasoning.
+    """
+
+    input_tokens: Amount
+    output_tokens: Amount
+    cached_input_tokens: Amount | UnsetType = UNSET
+    reasoning_tokens: Amount | UnsetType = UNSET
+    drafted_tokens: Amount | UnsetType = UNSET
+    accepted_tokens: Amount | UnsetType = UNSET
+
+
+class Commitment(_Document, frozen=True):
+    """A salted hash that hides tokens (or, where ids are not visible, UTF-8 text). See ``commitments``."""
+
+    digest: Hex32
+    of: Literal["tokens", "text"]
+
+
+class Energy(_Document, frozen=True):
+    """Energy attributed to this record, in microjoules, with how it is known and its range.
+
+    ``measured`` comes from counters, ``modelled`` from a model fed with this run's own times and hardware,
+    ``estimated`` from tables.
+    """
+
+    energy_uj: Amount
+    method: Method
+    source: Name
+    low_uj: Amount | UnsetType = UNSET
+    high_uj: Amount | UnsetType = UNSET
+
+
+class Quality(_Document, frozen=True):
+    """A quality metric: ``value / 10**scale``."""
+
+    value: Signed
+    scale: Annotated[int, Meta(ge=0, le=9)]
+
+
+class Record(_Document, frozen=True):
+    """One token batch: the tokens of one generation. ``schemas/record.schema.json`` is made from this.
+
+    ``request`` is a salted hash of the caller's request id. ``deployment`` and ``factors`` are document
+    digests. Times are Unix microseconds. ``carbon_ng`` is location-based CO2e in nanograms;
+    ``embodied_ng`` is the hardware's share and is not part of ``carbon_ng``. ``cost_nano`` is a billionth of
+    ``currency``. ``parent`` is the record that caused this one (agent chains).
+    """
+
+    id: Uuid7
+    deployment: Hex32
+    started_us: TimeUs
+    ended_us: TimeUs
+    usage: Usage
+    first_token_us: TimeUs | UnsetType = UNSET
+    finish_reason: Reason | UnsetType = UNSET
+    request: Hex32 | UnsetType = UNSET
+    tenant: Pseudonym | UnsetType = UNSET
+    factors: Hex32 | UnsetType = UNSET
+    input: Commitment | UnsetType = UNSET
+    output: Commitment | UnsetType = UNSET
+    energy: Energy | UnsetType = UNSET
+    carbon_ng: Amount | UnsetType = UNSET
+    carbon_low_ng: Amount | UnsetType = UNSET
+    carbon_high_ng: Amount | UnsetType = UNSET
+    carbon_market_ng: Amount | UnsetType = UNSET
+    embodied_ng: Amount | UnsetType = UNSET
+    water_nl: Amount | UnsetType = UNSET
+    cost_nano: Amount | UnsetType = UNSET
+    currency: Currency | UnsetType = UNSET
+    quality: Annotated[dict[Slug, Quality], Meta(min_length=1, max_length=32)] | UnsetType = UNSET
+    parent: Uuid7 | UnsetType = UNSET
+
+
+# --- documents that records refer to by digest -----------------------------------------------------------
+
+
+class Weights(_Document, frozen=True):
+    """What identifies the weights. ``openssf-model-signing`` is the manifest digest of the OpenSSF Model
+    Signing specification; ``file`` the SHA-256 of a single file; ``hub-revision`` a hub's commit, for when no
+    weights are at hand.
+    """
+
+    method: Literal["openssf-model-signing", "file", "hub-revision"]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{40,64}$")]
+
+
+class Adapter(_Document, frozen=True):
+    """A LoRA or other adapter on top of the weights."""
+
+    name: Name
+    weights: Weights | UnsetType = UNSET
+
+
+class Speculative(_Document, frozen=True):
+    """Speculative decoding: the method (``draft_model``, ``ngram``, ``eagle``, ...), drafter and depth."""
+
+    method: Slug
+    model: Name | UnsetType = UNSET
+    tokens: Amount | UnsetType = UNSET
+
+
+class Deployment(_Document, frozen=True):
+    """What generates tokens. Content-addressed: its digest is the SHA-256 of its canonical bytes.
+
+    ``quantization`` names the scheme as the engine does (``int8``, ``int4``, ``gptq``, ``awq``, ``Q4_K_M``);
+    ``attention`` the backend (``paged``, ``flash_attention_2``); ``accelerators`` how many of them;
+    ``power_mw`` the rated power of one accelerator or CPU package in milliwatts.
+    """
+
+    model: Name
+    engine: Slug
+    version: Name | UnsetType = UNSET
+    engine_version: Name | UnsetType = UNSET
+    weights: Weights | UnsetType = UNSET
+    adapters: Annotated[tuple[Adapter, ...], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    quantization: Slug | UnsetType = UNSET
+    attention: Slug | UnsetType = UNSET
+    speculative: Speculative | UnsetType = UNSET
+    tensor_parallel: Amount | UnsetType = UNSET
+    pipeline_parallel: Amount | UnsetType = UNSET
+    accelerator: Name | UnsetType = UNSET
+    accelerators: Amount | UnsetType = UNSET
+    power_mw: Amount | UnsetType = UNSET
+    provider: Name | UnsetType = UNSET
+    region: Slug | UnsetType = UNSET
+    site: Name | UnsetType = UNSET
+
+
+class FactorSource(_Document, frozen=True):
+    """Where a factor comes from: publication, its version and the year that it describes."""
+
+    factor: Slug
+    source: Annotated[str, Meta(min_length=1, max_length=1024)]
+    version: Name | UnsetType = UNSET
+    year: Annotated[int, Meta(ge=1990, le=2200)] | UnsetType = UNSET
+
+
+class FactorSet(_Document, frozen=True):
+    """Factors that turn energy into carbon and water. Content-addressed like a deployment.
+
+    ``pue_milli`` is power usage effectiveness times 1,000; ``intensity_ug_per_kwh`` the location-based grid
+    intensity in micrograms CO2e per kWh (1 g/kWh = 1,000,000) with its range; ``market_ug_per_kwh`` the
+    market-based one; ``water_ul_per_kwh`` site water (WUE) and ``source_water_ul_per_kwh`` the water of power
+    generation, in microlitres per kWh; ``embodied_ng_per_s`` the embodied CO2e of the hardware for each
+    second that one generation has it busy.
+    """
+
+    name: Name
+    version: Name
+    pue_milli: Annotated[int, Meta(ge=1000, le=100_000)]
+    intensity_ug_per_kwh: Amount
+    sources: Annotated[tuple[FactorSource, ...], Meta(min_length=1, max_length=32)]
+    intensity_low_ug_per_kwh: Amount | UnsetType = UNSET
+    intensity_high_ug_per_kwh: Amount | UnsetType = UNSET
+    market_ug_per_kwh: Amount | UnsetType = UNSET
+    water_ul_per_kwh: Amount | UnsetType = UNSET
+    source_water_ul_per_kwh: Amount | UnsetType = UNSET
+    embodied_ng_per_s: Amount | UnsetType = UNSET
+    region: Slug | UnsetType = UNSET
+    valid_from_us: TimeUs | UnsetType = UNSET
+    valid_until_us: TimeUs | UnsetType = UNSET
+
+
+# --- bytes -----------------------------------------------------------------------------------------------
+
+_record_decoder = msgspec.json.Decoder(Record)
+_deployment_decoder = msgspec.json.Decoder(Deployment)
+_factors_decoder = msgspec.json.Decoder(FactorSet)
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def encode_record(record: Record) -> bytes:
+    """Canonical bytes of one record."""
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes, *, where: str = "record") -> Record:
+    """Decode and check one record's canonical bytes.
+
+    Raises:
+        InvalidError: too large, not canonical, of another shape, or inconsistent in itself.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidError(
+            f"has {len(data)} bytes, more than {MAX_RECORD_BYTES}", where=where, code="record-too-large"
+        )
+    record = decode_canonical(data, _record_decoder, where=where)
+    check_record(record, where=where)
+    return record
+
+
+def encode_record_lines(records: list[Record]) -> bytes:
+    """Canonical records, each ended by a newline: the form in which records travel beside a statement.
+
+    Canonical JSON escapes newlines, so the split is unambiguous.
+    """
+    return _encoder.encode_lines(records)
+
+
+def decode_record_lines(data: bytes, *, where: str = "records") -> tuple[list[Record], list[bytes]]:
+    """Decode newline-ended canonical records.
+
+    Returns:
+        The records and the bytes of each, in order.
+
+    Raises:
+        InvalidError: as ``decode_record``; ``where`` then names the position of the first bad one.
+    """
+    if not data:
+        return [], []
+    if data[-1] != 0x0A:
+        raise InvalidError("the last record is not ended by a newline", where=where, code="malformed-json")
+    lines = data[:-1].split(b"\n")
+    try:
+        # Fast path: one call decodes, one re-encodes and compares the whole block.
+        records = _record_decoder.decode_lines(data)
+        sound = (
+            len(records) == len(lines)
+            and _encoder.encode_lines(records) == data
+            and max(map(len, lines)) <= MAX_RECORD_BYTES
+        )
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        sound = False
+    if sound:
+        sound = _forms_hold(records)
+    if not sound:  # one by one, to name the first bad one
+        records = [decode_record(line, where=f"{where}[{i}]") for i, line in enumerate(lines)]
+    return records, lines
+
+
+_is_hex = re.compile(_HEX).fullmatch
+_is_uuid7 = re.compile(_UUID7).fullmatch
+_is_slug = re.compile(_SLUG).fullmatch
+_is_reason = re.compile(_REASON).fullmatch
+_UUID_DASHES = (8, 13, 18, 23)
+
+
+def _forms_hold(records: list[Record]) -> bool:
+    """Whether every record would pass ``check_record``: the same rules, over a whole block at once."""
+    hexes: list[str] = []
+    words: set[tuple[object, object]] = set()
+    for r in records:
+        usage = r.usage
+        first = r.first_token_us
+        if not r.started_us <= (r.started_us if first is UNSET else first) <= r.ended_us:
+            return False
+        if (r.cost_nano is UNSET) != (r.currency is UNSET):
+            return False
+        if usage.cached_input_tokens is not UNSET and usage.cached_input_tokens > usage.input_tokens:
+            return False
+        energy = r.energy
+        if energy is not UNSET and (
+            (energy.low_uj is not UNSET and energy.low_uj > energy.energy_uj)
+            or (energy.high_uj is not UNSET and energy.high_uj < energy.energy_uj)
+        ):
+            return False
+        hexes.append(r.deployment)
+        if r.factors is not UNSET:
+            hexes.append(r.factors)
+        if r.request is not UNSET:
+            hexes.append(r.request)
+        if r.input is not UNSET:
+            hexes.append(r.input.digest)
+        if r.output is not UNSET:
+            hexes.append(r.output.digest)
+        if r.parent is not UNSET and _is_uuid7(r.parent) is None:
+            return False
+        words.add((r.tenant, r.finish_reason))
+    for tenant, reason in words:
+        if isinstance(tenant, str) and _is_slug(tenant) is None:
+            return False
+        if isinstance(reason, str) and _is_reason(reason) is None:
+            return False
+    if not _plain_hex("".join(hexes)):
+        return False
+    ids = "".join([r.id for r in records])
+    count = len(records)
+    return (
+        all(ids[dash::36] == "-" * count for dash in _UUID_DASHES)
+        and ids[14::36] == "7" * count
+        and set(ids[19::36]) <= set("89ab")
+        and len(bare := ids.replace("-", "")) == 32 * count
+        and _plain_hex(bare)
+    )
+
+
+def _plain_hex(text: str) -> bool:
+    try:
+        return bytes.fromhex(text).hex() == text
+    except ValueError:
+        return False
+
+
+def check_record(record: Record, *, where: str = "record") -> None:
+    """Check what the decoder leaves out: patterns, the order of times, and fields that need each other."""
+
+    def refuse(what: str, code: str = "inconsistent-record") -> InvalidError:
+        return InvalidError(what, where=f"{where} {record.id}", code=code)
+
+    for name, value, fits in (
+        ("id", record.id, _is_uuid7),
+        ("parent", record.parent, _is_uuid7),
+        ("deployment", record.deployment, _is_hex),
+        ("factors", record.factors, _is_hex),
+        ("request", record.request, _is_hex),
+        ("input.digest", UNSET if record.input is UNSET else record.input.digest, _is_hex),
+        ("output.digest", UNSET if record.output is UNSET else record.output.digest, _is_hex),
+        ("tenant", record.tenant, _is_slug),
+        ("finish_reason", record.finish_reason, _is_reason),
+    ):
+        if isinstance(value, str) and fits(value) is None:
+            raise refuse(f"{name} does not have the form that its schema states", "schema")
+    if record.ended_us < record.started_us:
+        raise refuse("ended_us is before started_us")
+    first = record.first_token_us
+    if first is not UNSET and not record.started_us <= first <= record.ended_us:
+        raise refuse("first_token_us is not between started_us and ended_us")
+    if (record.cost_nano is UNSET) != (record.currency is UNSET):
+        raise refuse("cost_nano and currency must come together")
+    energy = record.energy
+    if energy is not UNSET:
+        low = 0 if energy.low_uj is UNSET else energy.low_uj
+        high = MAX_SAFE_INTEGER if energy.high_uj is UNSET else energy.high_uj
+        if not low <= energy.energy_uj <= high:
+            raise refuse("energy_uj is not between low_uj and high_uj")
+    cached = record.usage.cached_input_tokens
+    if cached is not UNSET and cached > record.usage.input_tokens:
+        raise refuse("cached_input_tokens is more than input_tokens")
+
+
+def record_hash(data: bytes) -> bytes:
+    """The record's hash: RFC 6962 leaf hash of its canonical bytes."""
+    return leaf_hash(data)
+
+
+def document_digest(document: Deployment | FactorSet) -> str:
+    """Content address of a deployment or factor set: hex SHA-256 of its canonical bytes."""
+    return hashlib.sha256(encode_canonical(document)).hexdigest()
+
+
+def decode_deployment(data: bytes, *, where: str = "deployment") -> Deployment:
+    """Decode a deployment's canonical bytes."""
+    return decode_canonical(data, _deployment_decoder, where=where)
+
+
+def decode_factor_set(data: bytes, *, where: str = "factors") -> FactorSet:
+    """Decode a factor set's canonical bytes."""
+    return decode_canonical(data, _factors_decoder, where=where)
