@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from ledger.core.errors import InvalidError
 from ledger.core.merkle import MAX_SIZE
 
-__all__ = ["decode_base64", "decode_decimal", "encode_base64", "has_control_characters"]
+__all__ = ["decode_base64", "decode_decimal", "encode_base64", "is_clean"]
 
 _MAX_DIGITS = len(str(MAX_SIZE))
+# Lone surrogates have no UTF-8 encoding.
+_UNCLEAN = re.compile("[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 
 
 def encode_base64(data: bytes) -> str:
@@ -48,6 +51,6 @@ def decode_decimal(text: str, where: str) -> int:
     return int(text)
 
 
-def has_control_characters(text: str) -> bool:
-    """Tell whether ``text`` has an ASCII control character (below U+0020) other than newline."""
-    return any(character < " " and character != "\n" for character in text)
+def is_clean(text: str) -> bool:
+    """Tell whether ``text`` is UTF-8 without ASCII control characters (below U+0020) other than newline."""
+    return _UNCLEAN.search(text) is None
