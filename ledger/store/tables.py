@@ -1,0 +1,237 @@
+"""The tables. Evidence is in ``statement``, ``tile`` and ``checkpoint``; the rest is derived from them.
+
+Each row of a derived table can be computed again from the statements and their records, and the auditor does
+so. A statement's records are one compressed block in its row: measured against one row per record, this
+takes a third of the space and a fifth of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Dialect, Index, LargeBinary, Numeric, Text, UniqueConstraint
+from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlmodel import Field, SQLModel
+
+__all__ = [
+    "PLACES_PER_LEAF",
+    "ROLLUP_SUMS",
+    "ApiKey",
+    "BatchSlice",
+    "CheckpointRow",
+    "Document",
+    "Issuer",
+    "IssuerKeyRow",
+    "LogHead",
+    "RecordIndex",
+    "Rollup",
+    "StatementRow",
+    "Tile",
+]
+
+PLACES_PER_LEAF = 4096
+"""``place`` = leaf index * 4096 + position: one integer orders all records of the log."""
+
+
+class ExactInteger(TypeDecorator[int]):
+    """Integers of any size: NUMERIC where the database has it, decimal text in SQLite, whose sums overflow."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(Text())
+        return dialect.type_descriptor(Numeric(38, 0))
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
+        return str(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+        return None if value is None else int(value)
+
+
+def _big(**options: Any) -> Any:
+    return Field(sa_column=Column(BigInteger, autoincrement=False, **options))
+
+
+def _blob(**options: Any) -> Any:
+    return Field(sa_column=Column(LargeBinary, **options))
+
+
+def _exact() -> Any:
+    return Field(sa_column=Column(ExactInteger, nullable=False))
+
+
+class LogHead(SQLModel, table=True):
+    """The log as it stands: one row. Appending locks it, so that many replicas make one history."""
+
+    __tablename__ = "log_head"
+
+    id: int = Field(primary_key=True)
+    origin: str
+    size: int = _big(nullable=False)
+    root: bytes = _blob(nullable=False)
+    checkpoint: str
+
+
+class CheckpointRow(SQLModel, table=True):
+    """Every checkpoint ever signed, committed together with the tree that it describes."""
+
+    __tablename__ = "checkpoint"
+
+    size: int = _big(primary_key=True)
+    note: str
+
+
+class Tile(SQLModel, table=True):
+    """A tile: full, or the rightmost partial one of its level. Narrower ones are its prefixes."""
+
+    __tablename__ = "tile"
+
+    level: int = Field(primary_key=True)
+    idx: int = _big(primary_key=True)
+    hashes: bytes = _blob(nullable=False)
+
+
+class StatementRow(SQLModel, table=True):
+    """A leaf with what is needed to give its receipt again, and its records as one block.
+
+    ``tree_size``, ``registered_s`` and ``receipt_signature`` are the receipt's; the path comes from the
+    tiles. ``records`` is a zstd frame; ``records_sha256`` is over its compressed bytes.
+    """
+
+    __tablename__ = "statement"
+    __table_args__ = (
+        UniqueConstraint("leaf_hash", name="uq_statement_leaf_hash"),
+        UniqueConstraint("issuer", "seq", name="uq_statement_issuer_seq"),
+        Index("ix_statement_last_us", "last_us"),
+    )
+
+    leaf_index: int = _big(primary_key=True)
+    leaf_hash: bytes = _blob(nullable=False)
+    kind: str
+    issuer: str
+    seq: int = _big(nullable=False)
+    entry: bytes = _blob(nullable=False)
+    tree_size: int = _big(nullable=False)
+    registered_s: int = _big(nullable=False)
+    receipt_signature: bytes = _blob(nullable=False)
+    record_count: int = Field(default=0)
+    first_us: int | None = _big(nullable=True)
+    last_us: int | None = _big(nullable=True)
+    records_sha256: bytes | None = _blob(nullable=True)
+    records: bytes | None = _blob(nullable=True)
+
+
+class RecordIndex(SQLModel, table=True):
+    """Where each record is, by its id; also what makes ids unique."""
+
+    __tablename__ = "record_index"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own convention
+
+    id: bytes = _blob(primary_key=True)
+    place: int = _big(nullable=False)
+
+
+class BatchSlice(SQLModel, table=True):
+    """Which batch holds records of which tenant and deployment, and how many. No tenant is ''."""
+
+    __tablename__ = "batch_slice"
+    __table_args__ = (
+        Index("ix_batch_slice_tenant", "tenant", "leaf_index"),
+        Index("ix_batch_slice_deployment", "deployment", "leaf_index"),
+        {"sqlite_with_rowid": False},
+    )
+
+    leaf_index: int = _big(primary_key=True)
+    tenant: str = Field(primary_key=True)
+    deployment: str = Field(primary_key=True)
+    records: int
+
+
+class Rollup(SQLModel, table=True):
+    """Sums over the records that started within one hour, by tenant and deployment.
+
+    A sum is over the records that have the figure; the ``*_records`` counts say how many those are.
+    ``energy_low_uj`` and ``energy_high_uj`` count a record without a range at its figure.
+    """
+
+    __tablename__ = "rollup"
+
+    hour: int = Field(primary_key=True)
+    tenant: str = Field(primary_key=True)
+    deployment: str = Field(primary_key=True)
+    records: int = _exact()
+    input_tokens: int = _exact()
+    output_tokens: int = _exact()
+    cached_input_tokens: int = _exact()
+    reasoning_tokens: int = _exact()
+    measured_records: int = _exact()
+    modelled_records: int = _exact()
+    estimated_records: int = _exact()
+    energy_uj: int = _exact()
+    energy_low_uj: int = _exact()
+    energy_high_uj: int = _exact()
+    carbon_records: int = _exact()
+    carbon_ng: int = _exact()
+    carbon_market_records: int = _exact()
+    carbon_market_ng: int = _exact()
+    embodied_records: int = _exact()
+    embodied_ng: int = _exact()
+    water_records: int = _exact()
+    water_nl: int = _exact()
+
+
+ROLLUP_SUMS = tuple(name for name in Rollup.model_fields if name not in ("hour", "tenant", "deployment"))
+"""The summed columns, in the order in which ``prepare`` computes them."""
+
+
+class Issuer(SQLModel, table=True):
+    """An issuer and the head of its chain."""
+
+    __tablename__ = "issuer"
+
+    issuer: str = Field(primary_key=True)
+    next_seq: int = _big(nullable=False)
+    last_leaf: bytes | None = _blob(nullable=True)
+
+
+class IssuerKeyRow(SQLModel, table=True):
+    """An issuer's key, the leaf that added it and the leaf that revoked it."""
+
+    __tablename__ = "issuer_key"
+
+    kid: bytes = _blob(primary_key=True)
+    issuer: str = Field(foreign_key="issuer.issuer", index=True)
+    alg: int
+    cose_key: bytes = _blob(nullable=False)
+    added_leaf: int = _big(nullable=False)
+    revoked_leaf: int | None = _big(nullable=True)
+
+
+class Document(SQLModel, table=True):
+    """A deployment or factor set, by digest, with the leaf that published it first."""
+
+    __tablename__ = "document"
+
+    digest: str = Field(primary_key=True)
+    kind: str
+    leaf_index: int = _big(nullable=False)
+    body: bytes = _blob(nullable=False)
+    model: str | None = Field(default=None, index=True)
+    version: str | None = Field(default=None)
+
+
+class ApiKey(SQLModel, table=True):
+    """An API key. The token is not stored, only its SHA-256. ``check_sha256`` is over the other columns."""
+
+    __tablename__ = "api_key"
+
+    id: str = Field(primary_key=True)
+    token_sha256: bytes = _blob(nullable=False, unique=True)
+    scopes: str
+    label: str
+    created_s: int = _big(nullable=False)
+    revoked_s: int | None = _big(nullable=True)
+    check_sha256: bytes = _blob(nullable=False)
