@@ -13,7 +13,7 @@ file. A column is null where the record does not have the field; nothing unknown
 
 What a verifier does, in this order:
 
-1. ``open_manifest``: the log's signature over ``manifest.json``; the checkpoint note in it, by the log's vkey.
+1. ``open_manifest``: the log's signature over ``manifest.json``; then the checkpoint in it, by the log's vkey.
 2. The directory holds exactly the files of the manifest (and the two manifest files), each with its digest.
 3. Statements: rows ascend by ``leaf_index``; ``inclusion_path`` leads from the leaf hash of ``entry`` to the
    checkpoint's root; the other columns repeat what ``entry`` says. If the scope's ``statements`` is ``all``,
@@ -21,7 +21,7 @@ What a verifier does, in this order:
 4. Records: (``leaf_index``, ``position``) is unique; the record hashes of one leaf, in order of ``position``,
    have the root that the batch statement states. Where the export has only some records of a batch (a period
    cuts it, or bytes were erased), ``record_hashes`` of its statement holds the hash of each position.
-   ``record_columns`` and ``deployment_columns`` say what the other columns must hold.
+   ``record_columns`` and ``deployment_columns`` say what the other columns must hold, ``day_of`` the day.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ STATEMENTS_FILE = "_log/statements.parquet"
 RECORDS_DIR = "records"
 RECORDS_GLOB = "records/**/*.parquet"
 CONTENT_TYPE = "application/vnd.tallystick.export+json"
-FORMAT = "tallystick-export"
 MAX_MANIFEST_BYTES = 64 << 20
 """Some 300,000 files; a day of a busy log has a few."""
 
@@ -85,7 +84,7 @@ _EPOCH_DAY = date(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Column:
-    """One column. ``type`` is the name that Arrow gives the type; ``nullable`` tells whether it may be null."""
+    """One column. ``type`` is Arrow's name of the type; ``nullable`` tells whether it may be null."""
 
     name: str
     type: str
@@ -94,7 +93,9 @@ class Column:
 
 
 _TIME = "timestamp[us, tz=UTC]"
-_QUALITY = "list<element: struct<name: string not null, value: int64 not null, scale: int64 not null> not null>"
+_QUALITY = (
+    "list<element: struct<name: string not null, value: int64 not null, scale: int64 not null> not null>"
+)
 
 DEPLOYMENT_COLUMNS = (
     Column("model", "string", "model name, from the deployment"),
@@ -177,7 +178,7 @@ STATEMENT_COLUMNS = (
 
 
 def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """The columns that follow from ``records`` alone, in the order of ``RECORD_COLUMNS``; times as integers."""
+    """The columns that follow from ``records`` alone, in the order of ``RECORD_COLUMNS``; times in us."""
     usages = [r.usage for r in records]
     energies = [None if r.energy is UNSET else r.energy for r in records]
     inputs = [None if r.input is UNSET else r.input for r in records]
@@ -283,7 +284,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``created_us`` and ``software`` say when and by what it was made: the log's word.
     """
 
-    format: Literal["tallystick-export"] = FORMAT
+    format: Literal["tallystick-export"] = "tallystick-export"
     version: Literal[1] = 1
     origin: Annotated[str, Meta(min_length=1, max_length=255)]
     checkpoint: Annotated[str, Meta(min_length=1)]
