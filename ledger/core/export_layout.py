@@ -13,7 +13,7 @@ file. A column is null where the record does not have the field; nothing unknown
 
 What a verifier does, in this order:
 
-1. ``open_manifest``: the log's signature over ``manifest.json``; then the checkpoint in it, by the log's vkey.
+1. ``open_manifest``: the log's signature over ``manifest.json``; then the checkpoint in it, by the log's key.
 2. The directory holds exactly the files of the manifest (and the two manifest files), each with its digest.
 3. Statements: rows ascend by ``leaf_index``; ``inclusion_path`` leads from the leaf hash of ``entry`` to the
    checkpoint's root; the other columns repeat what ``entry`` says. If the scope's ``statements`` is ``all``,
