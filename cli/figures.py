@@ -1,0 +1,119 @@
+"""How integers are shown to people: energy, carbon, durations, times. Programs get the integers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ledger.core.errors import InvalidError
+
+__all__ = [
+    "amount",
+    "carbon",
+    "cost",
+    "count",
+    "duration",
+    "energy",
+    "energy_of",
+    "parse_time",
+    "short",
+    "time",
+]
+
+_UJ_PER_MWH = 3_600_000
+_ENERGY = ((10**9, "MWh"), (10**6, "kWh"), (10**3, "Wh"), (1, "mWh"))
+_US_PER_S = 1_000_000
+# Times written without an offset are UTC; so are those we write.
+_MARK = {"measured": "", "modelled": "~", "estimated": "~~"}
+"""Put before a figure: nothing for what counters said, ``~`` for a model's word, ``~~`` for a table's."""
+
+
+def amount(value: int, steps: tuple[tuple[int, str], ...]) -> str:
+    """``value`` in the largest of ``steps`` (divisor, unit; falling) that leaves at least 1; three digits."""
+    divisor, unit = next((step for step in steps if value >= step[0]), steps[-1])
+    whole = value // divisor
+    digits = 0 if divisor == 1 else max(0, 3 - len(str(whole)))
+    scaled = (value * 10**digits + divisor // 2) // divisor
+    text = f"{scaled // 10**digits:,}"
+    return f"{text}.{scaled % 10**digits:0{digits}d} {unit}" if digits else f"{text} {unit}"
+
+
+def energy(energy_uj: int | None, method: str = "measured") -> str:
+    """Energy as watt-hours and joules, marked by how it is known."""
+    if energy_uj is None:
+        return "unknown"
+    hours = amount(energy_uj, tuple((factor * _UJ_PER_MWH, unit) for factor, unit in _ENERGY))
+    joules = amount(energy_uj, ((10**12, "MJ"), (10**9, "kJ"), (10**6, "J"), (10**3, "mJ"), (1, "µJ")))
+    return f"{_MARK.get(method, '')}{hours} ({joules})"
+
+
+def energy_of(record: dict[str, Any]) -> str:
+    """Energy of a record (decoded JSON) with the method's name where it is not a measurement."""
+    figure = record.get("energy")
+    if figure is None:
+        return "unknown"
+    method = figure["method"]
+    return energy(figure["energy_uj"], method) + ("" if method == "measured" else f" {method}")
+
+
+def carbon(carbon_ng: int | None, method: str = "measured") -> str:
+    """Mass of CO2e; it is known as its energy is."""
+    if carbon_ng is None:
+        return "unknown"
+    steps = ((10**15, "t"), (10**12, "kg"), (10**9, "g"), (10**6, "mg"), (10**3, "µg"), (1, "ng"))
+    return f"{_MARK.get(method, '')}{amount(carbon_ng, steps)} CO2e"
+
+
+def cost(cost_nano: int | None, currency: str | None) -> str:
+    """An amount of money, to a millionth."""
+    if cost_nano is None or currency is None:
+        return ""
+    micro = (cost_nano + 500) // 1000
+    return f"{micro // 10**6:,}.{micro % 10**6:06d} {currency}"
+
+
+def count(value: int | None) -> str:
+    """A number with thousands marked."""
+    return "" if value is None else f"{value:,}"
+
+
+def duration(us: int) -> str:
+    """A length of time."""
+    return amount(us, ((_US_PER_S, "s"), (1_000, "ms"), (1, "µs")))
+
+
+def time(us: int | None) -> str:
+    """A point in time, ISO 8601 in UTC, to the millisecond."""
+    if us is None:
+        return ""
+    when = datetime.fromtimestamp(us // _US_PER_S, UTC)
+    return f"{when:%Y-%m-%dT%H:%M:%S}.{us % _US_PER_S // 1000:03d}Z"
+
+
+def short(text: str, length: int = 12) -> str:
+    """The beginning of a digest, enough to tell digests apart by eye."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def parse_time(text: str | None, option: str) -> int | None:
+    """Unix microseconds of an ISO 8601 time (UTC where it has no offset) or of a plain integer.
+
+    Raises:
+        InvalidError: it is neither.
+    """
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidError(
+            f"{text!r} is not a time",
+            where=option,
+            remedy="write 2026-01-31, 2026-01-31T12:00:00Z or Unix microseconds",
+            code="bad-time",
+        ) from None
+    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+    delta = when - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * _US_PER_S + delta.microseconds

@@ -1,0 +1,65 @@
+"""The command line: one module for each noun. Commands import what they need when run: help is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import keys
+from cli.errors import Commands
+from cli.options import Json, examples
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tallystick",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "tallystick demo",
+        "tallystick init ledger-data --origin log.example.com/tallystick",
+        "tallystick serve ledger-data",
+        "tallystick audit http://127.0.0.1:8090 --log-key ledger-data/log.vkey",
+    ),
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="TALLYSTICK_DEBUG")
+    ] = False,
+) -> None:
+    """Verifiable records of which model made which tokens, at what energy and carbon.
+
+    Exit codes: 0 done (for audit and verify: sound), 1 refuted, 2 could not be done or told.
+    """
+
+
+@app.command(epilog=examples("tallystick version", "tallystick version --json"))
+def version(json: Json = False) -> None:
+    """Show the version.
+
+    With --json: version, python.
+    """
+    import platform
+
+    from cli.output import print_json
+    from ledger import __version__
+
+    if json:
+        print_json({"version": __version__, "python": platform.python_version()})
+    else:
+        print(f"tallystick {__version__}")
+
+
+app.add_typer(keys.app, name="keys")
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app(prog_name="tallystick")

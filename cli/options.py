@@ -1,0 +1,56 @@
+"""Parameters that several commands share, so that they are named and explained alike everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from cli.errors import JSON_WANTED
+
+__all__ = ["ApiKeyFile", "Folder", "From", "Json", "Target", "To", "examples"]
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[JSON_WANTED] = value
+    return value
+
+
+Json: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Write one JSON document to stdout, for programs.",
+        callback=_remember_json,
+        is_eager=True,
+    ),
+]
+Target: TypeAlias = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A ledger's folder, or the URL of its service.")
+]
+Folder: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A ledger's folder, made by `tallystick init`.")
+]
+ApiKeyFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="File that holds the API key for a URL. Else TALLYSTICK_API_KEY is read.",
+    ),
+]
+From: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="TIME", help="Started at this time or later: ISO 8601 (UTC) or Unix microseconds."
+    ),
+]
+To: TypeAlias = Annotated[
+    str | None, typer.Option("--to", metavar="TIME", help="Started before this time; in the same forms.")
+]
+
+
+def examples(*lines: str) -> str:
+    """The epilogue of a command's help."""
+    return "Examples:\n" + "\n".join(f"$ {line}" for line in lines).replace("[", r"\[")
