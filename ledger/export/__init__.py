@@ -1,0 +1,1 @@
+"""Exports of a ledger: Parquet with proofs, and reports made from it."""
