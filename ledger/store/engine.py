@@ -29,7 +29,7 @@ class Store:
         return self.engine.connect()
 
     def write(self) -> Any:
-        """A transaction that holds the write lock from its beginning: ``with store.write() as connection``."""
+        """A transaction that holds the write lock from its beginning: ``with store.write() as c``."""
         return self.engine.execution_options(tallystick_begin="BEGIN IMMEDIATE").begin()
 
     def close(self) -> None:

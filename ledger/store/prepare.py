@@ -153,8 +153,7 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
     _check_time("last_us", batch.last_us, now_us, limits)
     ids = [bytes.fromhex(r.id.replace("-", "")) for r in records]
     if len(set(ids)) != len(ids):
-        seen: set[bytes] = set()
-        double = next(i for i, each in enumerate(ids) if each in seen or seen.add(each))
+        double = next(i for i, each in enumerate(ids) if each in ids[:i])
         raise InvalidError(
             f"record id {records[double].id} is twice in the batch",
             where=f"records[{double}]",

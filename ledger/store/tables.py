@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, Index, LargeBinary, Numeric, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
@@ -34,7 +44,7 @@ PLACES_PER_LEAF = 4096
 
 
 class ExactInteger(TypeDecorator[int]):
-    """Integers of any size: NUMERIC where the database has it, decimal text in SQLite, whose sums overflow."""
+    """Integers of any size: NUMERIC where there is one, decimal text in SQLite, whose sums overflow."""
 
     impl = Text
     cache_ok = True
@@ -51,8 +61,12 @@ class ExactInteger(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
+# SQLite makes a key its row number only if the type is spelled INTEGER; all its integers have 64 bits.
+_Big = BigInteger().with_variant(Integer, "sqlite")
+
+
 def _big(**options: Any) -> Any:
-    return Field(sa_column=Column(BigInteger, autoincrement=False, **options))
+    return Field(sa_column=Column(_Big, autoincrement=False, **options))
 
 
 def _blob(**options: Any) -> Any:
@@ -128,7 +142,7 @@ class RecordIndex(SQLModel, table=True):
     """Where each record is, by its id; also what makes ids unique."""
 
     __tablename__ = "record_index"
-    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own convention
+    __table_args__ = {"sqlite_with_rowid": False}
 
     id: bytes = _blob(primary_key=True)
     place: int = _big(nullable=False)

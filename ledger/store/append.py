@@ -1,0 +1,360 @@
+"""The sequencer: the one place where the log grows.
+
+A thread takes all statements that wait and appends them in one transaction (group commit), so that many
+small writers share one disk flush. A caller's future resolves only after the commit: what was acknowledged is
+durable. The checkpoint is published after that, so nothing is ever published that a crash could undo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from msgspec import UNSET
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.cose import encode_cbor
+from ledger.core.errors import CorruptError, InvalidError, RefusedError, TallystickError, UnavailableError
+from ledger.core.keys import EDDSA, PrivateKey, PublicKey
+from ledger.core.merkle import EMPTY_ROOT
+from ledger.core.note import ED25519, VerifierKey
+from ledger.core.statements import IssuerKey, check_issuer_id
+from ledger.core.tiles import TileReader
+from ledger.store import queries
+from ledger.store._transaction import (
+    Item,
+    Log,
+    Outcome,
+    OwnStatement,
+    Registration,
+    Tip,
+    append_group,
+    load_tip,
+    table,
+)
+from ledger.store.engine import Store
+from ledger.store.prepare import Prepared
+from ledger.store.tables import LogHead
+
+__all__ = ["Commit", "Registration", "Sequencer", "create_log", "log_verifier_key"]
+
+_logger = logging.getLogger(__name__)
+
+MAX_GROUP_STATEMENTS = 1_024
+MAX_GROUP_RECORDS = 65_536
+"""Bounds on one transaction: beyond them a longer one saves nothing and delays its first statement."""
+MAX_WAITING = 4_096
+"""Statements that may wait. More than this and callers are told to come back."""
+
+_Work: TypeAlias = tuple[Item, "Future[Registration]"]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one transaction did, for metrics."""
+
+    statements: int
+    records: int
+    refused: int
+    tree_size: int
+    seconds: float
+
+
+def log_verifier_key(origin: str, key: PublicKey) -> VerifierKey:
+    """The verifier key that stands for the log: all that an auditor needs."""
+    if key.alg != EDDSA:
+        raise InvalidError("the log's key must be Ed25519", where="log key", code="bad-key")
+    return VerifierKey.of(origin, ED25519, key.raw_bytes())
+
+
+def create_log(store: Store, log_key: PrivateKey, origin: str) -> None:
+    """Make an empty log and append its genesis: the statement that names the log's own key.
+
+    Leaf 0 lets an auditor who holds the log's key alone learn every other key from the log; and, since the
+    tree then never has one leaf when somebody else's statement comes, each receipt has a path, as the CDDL of
+    RFC 9942 demands.
+
+    Raises:
+        RefusedError: the store has a log already.
+    """
+    check_issuer_id(origin)
+    log_verifier_key(origin, log_key.public)
+    with store.write() as connection:
+        if connection.execute(select(table(LogHead))).one_or_none() is not None:
+            raise RefusedError("there is a log in this database already", where="log_head", code="exists")
+        connection.execute(
+            insert(table(LogHead)).values(id=1, origin=origin, size=0, root=EMPTY_ROOT, checkpoint="")
+        )
+        genesis = OwnStatement(_key_change("add", origin, log_key.public))
+        tip = load_tip(connection)
+        _, outcomes, _ = append_group(
+            connection, Log(origin, log_key), tip, [genesis], now_s=int(time.time())
+        )
+        if isinstance(outcomes[0], TallystickError):
+            raise outcomes[0]
+
+
+def _key_change(
+    action: Literal["add", "rotate", "revoke"], issuer: str, key: PublicKey, reason: str | None = None
+) -> Callable[[int, str | None], IssuerKey]:
+    encoded = UNSET if action == "revoke" else encode_cbor(key.to_cose_key()).hex()
+
+    def build(seq: int, prev: str | None) -> IssuerKey:
+        return IssuerKey(
+            seq=seq,
+            issued_us=time.time_ns() // 1000,
+            prev=UNSET if prev is None else prev,
+            action=action,
+            issuer=issuer,
+            kid=key.kid.hex(),
+            key=encoded,
+            reason=UNSET if reason is None else reason,
+        )
+
+    return build
+
+
+class Sequencer:
+    """Appends statements to the log of one store.
+
+    ``_waiting`` is shared, thread-safe; ``_tip`` is owned by the sequencer's thread.
+
+    Args:
+        store: the open, migrated store with a log in it.
+        log_key: the log's private key.
+        published: file that holds the checkpoint last published. Outside the database, so that a
+            database restored from an older copy is noticed at the next start.
+        observe: called after each transaction, on the sequencer's thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log_key: PrivateKey,
+        *,
+        published: Path | None = None,
+        observe: Callable[[Commit], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._published = published
+        self._observe = observe
+        self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._tip: Tip | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        with store.read() as connection:
+            self.log = Log(queries.log_head(connection).origin, log_key)
+        self.verifier_key = log_verifier_key(self.log.origin, log_key.public)
+
+    def start(self) -> None:
+        """Compare database, tiles and published checkpoint, then begin to append.
+
+        Raises:
+            CorruptError: they contradict each other; ``where`` names what.
+        """
+        with self._store.read() as connection:
+            check_consistent(connection, self.verifier_key, self._published)
+        self._thread = threading.Thread(target=self._run, name="tallystick-sequencer", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Append what waits, then stop. Later submissions are refused."""
+        if self._thread is not None and not self._closed.is_set():
+            self._closed.set()
+            self._waiting.put(None)
+            self._thread.join()
+
+    def submit(self, item: Prepared) -> Future[Registration]:
+        """Queue a statement.
+
+        Returns:
+            A future with the registration, or the error that refused it.
+
+        Raises:
+            UnavailableError: too many are waiting, or the sequencer is stopped.
+        """
+        return self._enqueue(item)
+
+    def add_key(self, issuer: str, key: PublicKey, *, rotate: bool = False) -> Future[Registration]:
+        """Log that ``issuer`` signs with ``key`` from now on."""
+        check_issuer_id(issuer)
+        if issuer == self.log.origin:
+            raise RefusedError(
+                "this name is the log's own",
+                where=issuer,
+                remedy="choose another issuer name",
+                code="bad-issuer-name",
+            )
+        return self._enqueue(OwnStatement(_key_change("rotate" if rotate else "add", issuer, key)))
+
+    def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
+        """Log that ``key`` of ``issuer`` is refused from now on."""
+        return self._enqueue(OwnStatement(_key_change("revoke", issuer, key, reason)))
+
+    def _enqueue(self, item: Item) -> Future[Registration]:
+        if self._thread is None or self._closed.is_set():
+            raise UnavailableError("the ledger is stopping", remedy="send it again later", code="stopping")
+        if self._waiting.qsize() >= MAX_WAITING:
+            raise UnavailableError(
+                f"{MAX_WAITING} statements are waiting already",
+                remedy="send it again later",
+                code="overloaded",
+            )
+        future: Future[Registration] = Future()
+        self._waiting.put((item, future))
+        return future
+
+    # --- the sequencer's thread ---
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            first = self._waiting.get()
+            group: list[_Work] = []
+            records = 0
+            work: _Work | None = first
+            while True:
+                if work is None:
+                    stopping = True
+                    break
+                group.append(work)
+                item = work[0]
+                records += len(item.records.ids) if isinstance(item, Prepared) and item.records else 0
+                if len(group) >= MAX_GROUP_STATEMENTS or records >= MAX_GROUP_RECORDS:
+                    break
+                try:
+                    work = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._append(group)
+        while True:  # whoever slipped in while we stopped must not wait for ever
+            try:
+                late = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if late is not None:
+                late[1].set_exception(UnavailableError("the ledger is stopping", code="stopping"))
+
+    def _append(self, group: list[_Work]) -> None:
+        begun = time.perf_counter()
+        items = [item for item, _ in group]
+        try:
+            outcomes, checkpoint, size = self._transact(items)
+        except Exception as error:
+            self._tip = None  # whatever happened, read it afresh
+            _logger.exception("appending %d statements failed; none was logged", len(items))
+            if not isinstance(error, TallystickError):
+                error = _unavailable(error)
+            for _, future in group:
+                future.set_exception(error)
+            return
+        if checkpoint is not None:
+            self._publish(checkpoint)
+        if self._observe is not None:
+            fresh = [
+                item
+                for item, out in zip(items, outcomes, strict=True)
+                if isinstance(out, Registration) and out.fresh
+            ]
+            records = sum(len(i.records.ids) for i in fresh if isinstance(i, Prepared) and i.records)
+            refused = sum(isinstance(out, TallystickError) for out in outcomes)
+            seconds = time.perf_counter() - begun
+            with contextlib.suppress(Exception):
+                self._observe(Commit(len(fresh), records, refused, size, seconds))
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, TallystickError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _transact(self, items: list[Item]) -> tuple[list[Outcome], bytes | None, int]:
+        with self._store.write() as connection:
+            query = select(table(LogHead))
+            head = connection.execute(query.with_for_update()).one()
+            tip = self._tip
+            if tip is None or (tip.size, tip.root) != (head.size, head.root):
+                tip = load_tip(connection)
+                if tip.root != head.root:
+                    raise CorruptError(
+                        f"the tiles do not hash to the root of the log's head at size {head.size}",
+                        where="tile",
+                        remedy="stop the service and run `tallystick audit` on the database",
+                        code="corrupt",
+                    )
+            tip, outcomes, checkpoint = append_group(connection, self.log, tip, items, now_s=int(time.time()))
+        self._tip = tip  # only after the commit
+        return outcomes, checkpoint, tip.size
+
+    def _publish(self, checkpoint: bytes) -> None:
+        if self._published is None:
+            return
+        try:
+            temporary = self._published.with_suffix(".new")
+            temporary.write_bytes(checkpoint)
+            os.replace(temporary, self._published)
+        except OSError:
+            _logger.exception("could not write the published checkpoint to %s", self._published)
+
+
+def _unavailable(error: Exception) -> UnavailableError:
+    what = (
+        "the database did not take it" if isinstance(error, SQLAlchemyError | OSError) else "internal error"
+    )
+    return UnavailableError(
+        what,
+        where=type(getattr(error, "orig", error)).__name__,
+        remedy="nothing was logged; see the service's log, and send it again later",
+        code="storage-failed",
+    )
+
+
+def check_consistent(connection: Connection, key: VerifierKey, published: Path | None) -> Checkpoint:
+    """Compare the head, its checkpoint, the tiles and the published checkpoint.
+
+    Returns:
+        The head's checkpoint.
+
+    Raises:
+        CorruptError: they contradict each other; ``where`` names what.
+    """
+    head = queries.log_head(connection)
+
+    def contradiction(what: str, where: str, code: str = "inconsistent-log") -> CorruptError:
+        return CorruptError(
+            what, where=where, remedy="do not start; run `tallystick audit`, restore a good copy", code=code
+        )
+
+    signed = open_checkpoint(head.checkpoint.encode(), key)
+    if (signed.size, signed.root) != (head.size, head.root):
+        raise contradiction("the head's checkpoint is for another tree", "log_head")
+    reader = TileReader(queries.tile_fetcher(connection), head.size)
+    if reader.root() != head.root:
+        raise contradiction(f"the tiles do not hash to the root at size {head.size}", "tile")
+    if queries.statement_count(connection) != head.size:
+        raise contradiction(f"there are not exactly {head.size} statements", "statement")
+    if published is not None and published.exists():
+        seen = open_checkpoint(published.read_bytes(), key)
+        if seen.size > head.size:
+            raise contradiction(
+                f"a checkpoint of size {seen.size} was published, but the database ends at {head.size}: "
+                "it is an older copy",
+                str(published),
+                "log-rolled-back",
+            )
+        if reader.root(seen.size) != seen.root:
+            raise contradiction(
+                f"the published checkpoint of size {seen.size} is of another history", str(published)
+            )
+    return signed
