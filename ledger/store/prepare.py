@@ -222,6 +222,8 @@ def _sums(
 def rollup_sums(records: list[Record]) -> list[int]:
     """The sums of a roll-up row over ``records``, in the order of ``ROLLUP_SUMS``."""
     usages = [r.usage for r in records]
+    cached = [v for u in usages if (v := u.cached_input_tokens) is not UNSET]
+    reasoning = [v for u in usages if (v := u.reasoning_tokens) is not UNSET]
     energies = [e for r in records if (e := r.energy) is not UNSET]
     methods = [e.method for e in energies]
     carbon = [v for r in records if (v := r.carbon_ng) is not UNSET]
@@ -232,8 +234,10 @@ def rollup_sums(records: list[Record]) -> list[int]:
         len(records),
         sum([u.input_tokens for u in usages]),
         sum([u.output_tokens for u in usages]),
-        sum([v for u in usages if (v := u.cached_input_tokens) is not UNSET]),
-        sum([v for u in usages if (v := u.reasoning_tokens) is not UNSET]),
+        len(cached),
+        sum(cached),
+        len(reasoning),
+        sum(reasoning),
         methods.count("measured"),
         methods.count("modelled"),
         methods.count("estimated"),

@@ -528,6 +528,8 @@ def present_sums(sums: dict[str, int]) -> dict[str, int]:
     """Drop the sums that no record contributed to: what is unknown is absent, not zero."""
     energy = sums["measured_records"] + sums["modelled_records"] + sums["estimated_records"]
     counts = {
+        "cached_input_tokens": sums["cached_input_records"],
+        "reasoning_tokens": sums["reasoning_records"],
         "energy_uj": energy,
         "energy_low_uj": energy,
         "energy_high_uj": energy,
