@@ -48,8 +48,11 @@ MAX_MESSAGE_BYTES = 1 << 20
 """A transparent statement with some receipts stays far below; a bare statement is at most 65,535 bytes."""
 
 _SIGN1_TAG = 18
+_NULL = 22
 # A message of ours nests 6 deep (tag, array, map, claims, proofs, path).
 _MAX_DEPTH = 12
+# A message of ours has dozens of items, a string being one; a megabyte of tiny ones would take half a second.
+_MAX_ITEMS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,19 @@ class Sign1:
 
 
 def encode_cbor(value: Any) -> bytes:
-    """Deterministic CBOR."""
-    return cbor2.dumps(value, canonical=True)
+    """Deterministic CBOR (RFC 8949 section 4.2.1)."""
+    return cbor2.dumps(_sorted(value))
+
+
+def _sorted(value: Any) -> Any:
+    """``value`` with the keys of its maps in bytewise order; cbor2's own order is RFC 7049's, by length."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value, key=cbor2.dumps)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    if isinstance(value, cbor2.CBORTag):
+        return cbor2.CBORTag(value.tag, _sorted(value.value))
+    return value
 
 
 def decode_cbor(data: bytes, *, where: str, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
@@ -78,40 +92,43 @@ def decode_cbor(data: bytes, *, where: str, max_bytes: int = MAX_MESSAGE_BYTES) 
         raise InvalidError(f"has {len(data)} bytes, more than {max_bytes}", where=where, code="too-large")
     _check_structure(data, where)
     try:
-        value = _plain(cbor2.loads(data))
-        again = cbor2.dumps(value, canonical=True)
-    except Exception as error:
+        return _plain(cbor2.loads(data))
+    except Exception as error:  # text that is not UTF-8; all else was checked
         raise InvalidError(
             f"is not well-formed CBOR: {type(error).__name__}", where=where, code="malformed-cbor"
         ) from None
-    if again != data:
-        raise InvalidError(
-            "is not in deterministic CBOR encoding (RFC 8949 section 4.2.1)",
-            where=where,
-            remedy="use definite lengths, shortest integers, sorted unique keys and no trailing bytes",
-            code="malformed-cbor",
-        )
-    return value
 
 
 def _check_structure(data: bytes, where: str) -> None:
-    """Walk the item heads: only the types we use, no depth or length that the bytes cannot back.
+    """Walk the item heads: only the types we use, in their one spelling, within what the bytes can back.
 
-    This runs before the decoder, so a few hostile bytes can neither allocate much nor recurse far.
+    This runs before the decoder, so a few hostile bytes can neither allocate much nor recurse far. Booleans
+    are refused: Python takes ``True`` for 1, so they would be a second spelling of labels and values.
     """
 
     def bad(what: str) -> InvalidError:
-        return InvalidError(what, where=where, code="malformed-cbor")
+        return InvalidError(
+            what,
+            where=where,
+            remedy="use deterministic encoding: definite lengths, shortest heads, sorted unique keys",
+            code="malformed-cbor",
+        )
 
     position, end = 0, len(data)
-    open_items = [1]  # how many items are still expected at each level
-    while open_items:
-        if open_items[-1] == 0:
-            open_items.pop()
-            continue
-        open_items[-1] -= 1
+    items_left = [1]  # how many items are still expected at each level
+    last_key: list[bytes | None] = [None]  # at each level: the newest key of a map, None elsewhere
+    for _ in range(_MAX_ITEMS):
+        while items_left and items_left[-1] == 0:
+            items_left.pop()
+            last_key.pop()
+        if not items_left:
+            break
+        is_key = last_key[-1] is not None and items_left[-1] % 2 == 0
+        level = len(items_left) - 1
+        items_left[-1] -= 1
         if position >= end:
             raise bad("is not well-formed CBOR: ends early")
+        start = position
         head = data[position]
         position += 1
         major, info = head >> 5, head & 31
@@ -122,6 +139,8 @@ def _check_structure(data: bytes, where: str) -> None:
             if position + width > end:
                 raise bad("is not well-formed CBOR: ends early")
             argument = int.from_bytes(data[position : position + width], "big")
+            if argument < (24 if width == 1 else 1 << (4 * width)):
+                raise bad("has a number or length that is not in its shortest form")
             position += width
         else:
             raise bad("uses an indefinite length or a reserved head")
@@ -133,15 +152,26 @@ def _check_structure(data: bytes, where: str) -> None:
             items = argument * (major - 3)
             if items > end - position:
                 raise bad("is not well-formed CBOR: more items than bytes")
-            open_items.append(items)
+            items_left.append(items)
+            last_key.append(b"" if major == 5 else None)
         elif major == 6:
             if argument != _SIGN1_TAG:
                 raise bad(f"has tag {argument}, but only COSE_Sign1 (18) is expected")
-            open_items.append(1)
-        elif major == 7 and info not in (20, 21, 22):
-            raise bad("has a simple value or float, which Tallystick documents never do")
-        if len(open_items) > _MAX_DEPTH:
+            items_left.append(1)
+            last_key.append(None)
+        elif major == 7 and info != _NULL:
+            raise bad("has a boolean, simple value or float, which Tallystick documents never do")
+        if is_key:
+            key, before = data[start:position], last_key[level]
+            if major not in (0, 1, 3):
+                raise bad("has a map key that is neither an integer nor text")
+            if before is not None and key <= before:
+                raise bad("has map keys that are not sorted or not unique")
+            last_key[level] = key
+        if len(items_left) > _MAX_DEPTH:
             raise bad(f"is nested deeper than {_MAX_DEPTH} levels")
+    else:
+        raise bad(f"has more than {_MAX_ITEMS} items")
     if position != end:
         raise bad(f"has {end - position} bytes after its end")
 
