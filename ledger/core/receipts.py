@@ -3,6 +3,12 @@
 A receipt is a COSE_Sign1 by the log over the (detached) root of its tree at some size, with the inclusion
 path of one leaf in the unprotected header. ``sub`` is the statement's own subject, ``iss`` the log's origin,
 ``iat`` when the log registered the statement (Unix seconds, the log's own word).
+
+The root alone does not fix the size of its tree: several sizes lead from a leaf by the same path to the same
+root, and RFC 9942 leaves the size unsigned. Whoever restated it could make an honest log look as if it had
+signed two roots for one size. So our receipts repeat the size in the protected header, under a private-use
+label that other implementations pass over, and reading compares the two. The index needs no such care: in a
+tree of known size it follows from the path.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.merkle import root_from_inclusion
 
 __all__ = [
+    "TREE_SIZE",
     "Receipt",
     "assemble_receipt",
     "decode_receipt",
@@ -26,9 +33,11 @@ __all__ = [
 
 RFC9162_SHA256 = 1
 """Verifiable data structure identifier (RFC 9942 section 5.1)."""
+TREE_SIZE = -65_600
+"""Protected header parameter (private-use range, RFC 9052 section 11.1): the size of the signed tree."""
 _INCLUSION = -1
 _MAX_PATH = 63
-_UNDERSTOOD = frozenset({cose.ALG, cose.KID, cose.CWT_CLAIMS, cose.VDS})
+_UNDERSTOOD = frozenset({cose.ALG, cose.KID, cose.CWT_CLAIMS, cose.VDS, TREE_SIZE})
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,10 @@ class Receipt:
     path: tuple[bytes, ...]
 
 
-def receipt_header(*, origin: str, subject: str, registered_s: int) -> dict[int, Any]:
+def receipt_header(*, origin: str, subject: str, registered_s: int, tree_size: int) -> dict[int, Any]:
     """The part of the protected header that does not depend on the key."""
     claims = {cose.CWT_ISS: origin, cose.CWT_SUB: subject, cose.CWT_IAT: registered_s}
-    return {cose.CWT_CLAIMS: claims, cose.VDS: RFC9162_SHA256}
+    return {cose.CWT_CLAIMS: claims, cose.VDS: RFC9162_SHA256, TREE_SIZE: tree_size}
 
 
 def issue_receipt(
@@ -63,7 +72,7 @@ def issue_receipt(
     key: PrivateKey,
 ) -> bytes:
     """Sign ``root`` and return the receipt for the leaf at ``leaf_index``."""
-    header = receipt_header(origin=origin, subject=subject, registered_s=registered_s)
+    header = receipt_header(origin=origin, subject=subject, registered_s=registered_s, tree_size=tree_size)
     signed = cose.sign1(header, root, key, detached=True)
     return _encode(signed, tree_size, leaf_index, path)
 
@@ -83,7 +92,7 @@ def assemble_receipt(
     header = {
         cose.ALG: key.alg,
         cose.KID: key.kid,
-        **receipt_header(origin=origin, subject=subject, registered_s=registered_s),
+        **receipt_header(origin=origin, subject=subject, registered_s=registered_s, tree_size=tree_size),
     }
     signed = cose.Sign1(cose.encode_cbor(header), header, {}, None, signature)
     return _encode(signed, tree_size, leaf_index, path)
@@ -132,13 +141,15 @@ def decode_receipt(data: bytes, *, where: str = "receipt") -> Receipt:
     if not (
         isinstance(proof, list)
         and len(proof) == 3
-        and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in proof[:2])
+        and all(isinstance(n, int) and 0 <= n < 2**63 for n in proof[:2])
         and isinstance(proof[2], list)
         and len(proof[2]) <= _MAX_PATH
         and all(isinstance(h, bytes) and len(h) == 32 for h in proof[2])
     ):
         raise bad("the inclusion proof is not [size, index, [hashes of 32 bytes]]")
     size, index, path = proof
+    if header.get(TREE_SIZE, size) != size:
+        raise bad("the tree size in the proof is not the signed one")
     return Receipt(message, origin, subject, kid, registered_s, size, index, tuple(path))
 
 
