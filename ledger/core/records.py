@@ -22,6 +22,7 @@ from ledger.core.merkle import leaf_hash
 
 __all__ = [
     "MAX_RECORD_BYTES",
+    "UUID7",
     "Adapter",
     "Commitment",
     "Deployment",
@@ -34,6 +35,7 @@ __all__ = [
     "Speculative",
     "Usage",
     "Weights",
+    "check_record",
     "decode_deployment",
     "decode_factor_set",
     "decode_record",
@@ -41,6 +43,7 @@ __all__ = [
     "document_digest",
     "encode_record",
     "encode_record_lines",
+    "energy_holds",
     "record_hash",
 ]
 
@@ -54,9 +57,10 @@ Signed: TypeAlias = Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGE
 TimeUs: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER, description="Unix time in microseconds")]
 # Patterns are published in the schema but checked by ``check_record`` and ``_check_forms``: a regular
 # expression per field would cost four times the whole decoding.
-_SLUG = "^[A-Za-z0-9][A-Za-z0-9._:~-]*$"
+# ``(?!\n)``: in Python, unlike in JSON Schema, ``$`` also matches before a newline at the end.
+_SLUG = r"^[A-Za-z0-9][A-Za-z0-9._:~-]*(?!\n)$"
 _HEX = "^[0-9a-f]{64}$"
-_UUID7 = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+UUID7 = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 _REASON = "^[a-z][a-z_]*$"
 
 Hex32: TypeAlias = Annotated[
@@ -74,7 +78,7 @@ Uuid7: TypeAlias = Annotated[
         min_length=36,
         max_length=36,
         description="UUID version 7 (RFC 9562), lower case",
-        extra_json_schema={"pattern": _UUID7},
+        extra_json_schema={"pattern": UUID7},
     ),
 ]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -89,7 +93,7 @@ Pseudonym: TypeAlias = Annotated[
     ),
 ]
 Reason: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32, extra_json_schema={"pattern": _REASON})]
-Currency: TypeAlias = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code")]
+Currency: TypeAlias = Annotated[str, Meta(max_length=3, pattern="^[A-Z]{3}$", description="ISO 4217 code")]
 Method: TypeAlias = Literal["measured", "modelled", "estimated"]
 
 
@@ -190,7 +194,7 @@ class Weights(_Document, frozen=True):
     """
 
     method: Literal["openssf-model-signing", "file", "hub-revision"]
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{40,64}$")]
+    digest: Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{40,64}(?!\n)$")]
 
 
 class Adapter(_Document, frozen=True):
@@ -339,7 +343,7 @@ def decode_record_lines(data: bytes, *, where: str = "records") -> tuple[list[Re
 
 
 _is_hex = re.compile(_HEX).fullmatch
-_is_uuid7 = re.compile(_UUID7).fullmatch
+_is_uuid7 = re.compile(UUID7).fullmatch
 _is_slug = re.compile(_SLUG).fullmatch
 _is_reason = re.compile(_REASON).fullmatch
 _UUID_DASHES = (8, 13, 18, 23)
@@ -418,15 +422,18 @@ def check_record(record: Record, *, where: str = "record") -> None:
         raise refuse("first_token_us is not between started_us and ended_us")
     if (record.cost_nano is UNSET) != (record.currency is UNSET):
         raise refuse("cost_nano and currency must come together")
-    energy = record.energy
-    if energy is not UNSET:
-        low = 0 if energy.low_uj is UNSET else energy.low_uj
-        high = MAX_SAFE_INTEGER if energy.high_uj is UNSET else energy.high_uj
-        if not low <= energy.energy_uj <= high:
-            raise refuse("energy_uj is not between low_uj and high_uj")
+    if record.energy is not UNSET and not energy_holds(record.energy):
+        raise refuse("energy_uj is not between low_uj and high_uj")
     cached = record.usage.cached_input_tokens
     if cached is not UNSET and cached > record.usage.input_tokens:
         raise refuse("cached_input_tokens is more than input_tokens")
+
+
+def energy_holds(energy: Energy) -> bool:
+    """Whether the figure lies within its own range."""
+    low = 0 if energy.low_uj is UNSET else energy.low_uj
+    high = MAX_SAFE_INTEGER if energy.high_uj is UNSET else energy.high_uj
+    return low <= energy.energy_uj <= high
 
 
 def record_hash(data: bytes) -> bytes:
