@@ -19,9 +19,10 @@ from msgspec import UNSET, Meta, UnsetType
 from ledger.core import cose
 from ledger.core.canonical import MAX_SAFE_INTEGER, decode_canonical, encode_canonical
 from ledger.core.errors import InvalidError
-from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.keys import PrivateKey, PublicKey, parse_cose_key
 from ledger.core.merkle import leaf_hash
 from ledger.core.records import (
+    UUID7,
     Amount,
     Deployment,
     Energy,
@@ -34,6 +35,7 @@ from ledger.core.records import (
     TimeUs,
     Uuid7,
     document_digest,
+    energy_holds,
 )
 
 __all__ = [
@@ -84,6 +86,9 @@ class _Statement(
     issued_us: TimeUs
     prev: Hex32 | UnsetType = UNSET
     version: Literal[1] = 1
+
+
+Position: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_BATCH_RECORDS, description="place in a batch")]
 
 
 class Totals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
@@ -191,7 +196,7 @@ class Erasure(_Statement, frozen=True, tag="erasure"):
     """Says which record bytes were removed and under which rule. The hashes stay."""
 
     statement: Hex32
-    positions: Annotated[tuple[Amount, ...], Meta(min_length=1, max_length=MAX_BATCH_RECORDS)]
+    positions: Annotated[tuple[Position, ...], Meta(min_length=1, max_length=MAX_BATCH_RECORDS)]
     rule: Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
@@ -351,14 +356,24 @@ def verify_statement(statement: SignedStatement, key: PublicKey, *, where: str =
     """Verify the issuer's signature.
 
     Raises:
-        CorruptError: it does not verify. InvalidError: the algorithm does not fit the key.
+        CorruptError: it does not verify. InvalidError: another key, or an algorithm that does not fit.
     """
+    if statement.kid != key.kid:
+        raise InvalidError(
+            f"names key {statement.kid.hex()[:16]}... as its signer, not {key.kid.hex()[:16]}...",
+            where=where,
+            remedy="use the issuer's key that the statement names",
+            code="other-key",
+        )
     cose.verify_sign1(statement.message, key, understood=_UNDERSTOOD, where=where)
 
 
 def transparent_statement(statement: SignedStatement, receipts: Iterable[bytes]) -> bytes:
-    """The statement with ``receipts`` attached (RFC 9943 section 6)."""
-    return cose.encode_sign1(replace(statement.message, unprotected={cose.RECEIPTS: list(receipts)}))
+    """The statement with ``receipts`` attached (RFC 9943 section 6); without any it is the statement."""
+    attached = list(receipts)
+    return cose.encode_sign1(
+        replace(statement.message, unprotected={cose.RECEIPTS: attached} if attached else {})
+    )
 
 
 def _check_payload(payload: Payload, where: str) -> None:
@@ -378,6 +393,12 @@ def _check_payload(payload: Payload, where: str) -> None:
         case Evaluation():
             if sum(x is not UNSET for x in (payload.record, payload.statement, payload.deployment)) != 1:
                 raise bad("an evaluation is about exactly one of record, statement, deployment")
+        case Correction():
+            figures = (getattr(payload, name) for name in _CORRECTABLE)
+            if all(figure is UNSET for figure in figures):
+                raise bad("a correction must restate at least one figure")
+            if payload.energy is not UNSET and not energy_holds(payload.energy):
+                raise bad("energy_uj is not between low_uj and high_uj")
         case Erasure():
             if list(payload.positions) != sorted(set(payload.positions)):
                 raise bad("positions must be sorted and unique")
@@ -385,15 +406,34 @@ def _check_payload(payload: Payload, where: str) -> None:
             check_issuer_id(payload.issuer)
             if (payload.key is UNSET) != (payload.action == "revoke"):
                 raise bad("key must be absent exactly where the action is revoke")
+            if payload.key is not UNSET:
+                if _is_hex(payload.key) is None:
+                    raise InvalidError("key is not lower-case hex", where=where, code="schema")
+                key_map = cose.decode_cbor(bytes.fromhex(payload.key), where=f"{where} key")
+                if parse_cose_key(key_map, where=f"{where} key").kid.hex() != payload.kid:
+                    raise bad("kid is not the thumbprint of key")
         case _:
             pass
 
 
+_CORRECTABLE = (
+    "energy",
+    "carbon_ng",
+    "carbon_market_ng",
+    "embodied_ng",
+    "water_nl",
+    "cost_nano",
+)
+_is_hex = re.compile("([0-9a-f]{2})+").fullmatch
 _is_hex32 = re.compile("[0-9a-f]{64}").fullmatch
+_is_uuid7 = re.compile(UUID7).fullmatch
 
 
 def _check_hexes(payload: Any, where: str) -> None:
-    """Check the patterns of digests, which the decoder leaves out (see ``records``)."""
+    """Check the patterns of digests and record ids, which the decoder leaves out (see ``records``)."""
+    record = getattr(payload, "record", UNSET)
+    if record is not UNSET and _is_uuid7(record) is None:
+        raise InvalidError("record is not a UUID version 7", where=where, code="schema")
     for name in ("prev", "root", "record_hash", "statement", "deployment", "kid", "receipt"):
         value = getattr(payload, name, UNSET)
         if isinstance(value, str) and _is_hex32(value) is None:
