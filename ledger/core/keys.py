@@ -8,7 +8,7 @@ deterministic encoding of its required COSE_Key members, so anybody can compute 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import cbor2
@@ -31,6 +31,7 @@ __all__ = [
     "parse_cose_key",
     "parse_private_pem",
     "parse_public_pem",
+    "public_from_ed25519",
 ]
 
 EDDSA = -8
@@ -52,20 +53,26 @@ _RawPrivate: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey 
 _KTY, _KID, _ALG = 1, 2, 3
 _OKP, _EC2, _AKP = 1, 2, 7
 _CRV, _X, _Y = -1, -2, -3
-_AKP_PUB = -1
+_D = -4
+_AKP_PUB, _AKP_PRIV = -1, -2
 _P256, _CRV_ED25519 = 1, 6
 _P256_BYTES = 32
 # Order of P-256's base point. ECDSA accepts s and n - s alike; we write and accept only the lower one, so
 # that a third party cannot make a second valid spelling of a statement.
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+# Ed25519 public keys of small order: anybody can make signatures that verify under them, so whoever registers
+# one could disown all it signed. Their y coordinates are 0, 1, -1 and those of the two points of order 8.
+_P25519 = 2**255 - 19
+_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL_ORDER_Y = frozenset({0, 1, _P25519 - 1, _ORDER_8_Y, _P25519 - _ORDER_8_Y})
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A verifying key with its COSE algorithm and thumbprint."""
+    """A verifying key with its COSE algorithm and thumbprint, which tell keys apart."""
 
     alg: int
-    raw: _RawPublic
+    raw: _RawPublic = field(compare=False, repr=False)
     kid: bytes
 
     @property
@@ -90,7 +97,12 @@ class PublicKey:
                 r = int.from_bytes(signature[:_P256_BYTES], "big")
                 s = int.from_bytes(signature[_P256_BYTES:], "big")
                 if s > _P256_ORDER // 2:
-                    raise InvalidSignature
+                    raise CorruptError(
+                        "ECDSA signature has a high s, which is a second spelling of another signature",
+                        where=where,
+                        remedy="let the signer replace s by n - s where s is more than half of n",
+                        code="bad-signature",
+                    )
                 self.raw.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
             else:
                 self.raw.verify(signature, message)
@@ -125,7 +137,7 @@ class PublicKey:
 class PrivateKey:
     """A signing key. Its ``repr`` shows the thumbprint alone."""
 
-    raw: _RawPrivate
+    raw: _RawPrivate = field(compare=False)
     public: PublicKey
 
     def __repr__(self) -> str:
@@ -163,6 +175,9 @@ def _required_members(raw: _RawPublic) -> dict[int, Any]:
 def _public(raw: object) -> PublicKey:
     if isinstance(raw, ed25519.Ed25519PublicKey):
         alg = EDDSA
+        y = int.from_bytes(raw.public_bytes_raw(), "little") & ((1 << 255) - 1)  # the top bit is x's sign
+        if y % _P25519 in _SMALL_ORDER_Y:
+            raise InvalidError("is a weak Ed25519 key: any message verifies under it", code="bad-key")
     elif isinstance(raw, mldsa.MLDSA44PublicKey):
         alg = ML_DSA_44
     elif isinstance(raw, ec.EllipticCurvePublicKey) and isinstance(raw.curve, ec.SECP256R1):
@@ -246,6 +261,13 @@ def parse_cose_key(key: object, *, where: str = "COSE_Key") -> PublicKey:
             raise bad
     except ValueError:
         raise bad from None
+    if (_AKP_PRIV if kty == _AKP else _D) in key:
+        raise InvalidError(
+            "holds a private key",
+            where=where,
+            remedy="consider that key exposed, make a new one, and pass its public part only",
+            code="bad-key",
+        )
     if key.get(_KID, public.kid) != public.kid:
         raise InvalidError("kid is not the key's thumbprint (RFC 9679)", where=where, code="bad-key")
     if _ALG in key and not (isinstance(key[_ALG], int) and public.accepts(key[_ALG])):
