@@ -23,11 +23,20 @@ _T = TypeVar("_T")
 _encoder = msgspec.json.Encoder(order="sorted")
 # Structs fix their own depth; a bound on the input keeps a hostile nested body from deep recursion.
 _MAX_NESTING = 16
+# The decoder's words quote field names and values of the input, which can be long.
+_MAX_QUOTED = 200
 
 
 def encode_canonical(value: Any) -> bytes:
-    """Encode ``value`` (a struct or built-in) as RFC 8785 bytes."""
-    return _encoder.encode(value)
+    """Encode ``value`` (a struct or built-in) as RFC 8785 bytes.
+
+    Raises:
+        InvalidError: it has text that no UTF-8 can spell (half of a surrogate pair).
+    """
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        raise InvalidError("has text that is not Unicode", code="schema") from None
 
 
 def decode_canonical(data: bytes, decoder: msgspec.json.Decoder[_T], *, where: str = "") -> _T:
@@ -40,7 +49,8 @@ def decode_canonical(data: bytes, decoder: msgspec.json.Decoder[_T], *, where: s
     try:
         value = decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise InvalidError(f"does not match the schema: {error}", where=where, code="schema") from None
+        what = f"does not match the schema: {str(error)[:_MAX_QUOTED]}"
+        raise InvalidError(what, where=where, code="schema") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(f"is not valid JSON: {error}", where=where, code="malformed-json") from None
     if _encoder.encode(value) != data:

@@ -32,6 +32,7 @@ __all__ = [
     "CHUNK_TOKENS",
     "ChunkOpening",
     "Opening",
+    "commit_request",
     "commit_text",
     "commit_tokens",
     "open_chunk",
@@ -91,6 +92,8 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
     Raises:
         InvalidError: an id is not an integer within 32 bits.
     """
+    if isinstance(tokens, bytes | bytearray):
+        tokens = list(tokens)  # ids below 256; ``array`` would take the bytes for its own memory
     try:
         packed = array("I", tokens)
     except (TypeError, OverflowError):
@@ -108,13 +111,24 @@ def commit_tokens(tokens: Sequence[int], salt: bytes) -> bytes:
 
 
 def commit_text(text: str, salt: bytes) -> bytes:
-    """Digest that commits to UTF-8 ``text``, for engines that do not show token ids."""
-    return _digest("text", text.encode(), salt)
+    """Digest that commits to UTF-8 ``text``, for engines that do not show token ids.
+
+    Raises:
+        InvalidError: the text has half a surrogate pair, so that no UTF-8 spells it.
+    """
+    return _digest("text", _utf8(text), salt)
 
 
 def commit_request(request_id: str, salt: bytes) -> bytes:
     """Salted hash of a caller's request id."""
-    return hmac.digest(salt, request_id.encode(), "sha256")
+    return hmac.digest(salt, _utf8(request_id), "sha256")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError("the text is not Unicode: it has half a surrogate pair", code="bad-text") from None
 
 
 def _digest(of: str, content: bytes, salt: bytes) -> bytes:
