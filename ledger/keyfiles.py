@@ -1,4 +1,4 @@
-"""Key and secret files: private ones are written once, with mode 0600, and refused if others may read them."""
+"""Key and secret files: private ones are written once, with mode 0600; what others may read is refused."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def write_private(path: Path, data: bytes) -> None:
             remedy="keys are never overwritten; name another file",
             code="exists",
         ) from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()  # half a key would block the next try
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -45,10 +49,29 @@ def read_private(path: Path) -> bytes:
     """Read a private file.
 
     Raises:
-        InvalidError: missing, too large, or readable by others than its owner.
+        InvalidError: missing, unreadable, too large, or readable by others than its owner.
     """
+    return _read(path, private=True)
+
+
+def _read(path: Path, *, private: bool) -> bytes:
+    """Read a small regular file. What is opened is what was checked; a pipe or device is not waited for."""
     try:
-        info = path.stat()
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            info = os.fstat(handle)
+            if not stat.S_ISREG(info.st_mode):
+                raise InvalidError("key file is not a regular file", where=str(path), code="bad-key")
+            if private and stat.S_IMODE(info.st_mode) & 0o077:
+                raise InvalidError(
+                    f"key file has mode {stat.S_IMODE(info.st_mode):04o}: others can read it",
+                    where=str(path),
+                    remedy="chmod 600 it, and consider the key exposed",
+                    code="bad-key",
+                )
+            data = os.read(handle, _MAX_KEY_BYTES + 1)
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         raise InvalidError(
             "no such key file",
@@ -56,16 +79,16 @@ def read_private(path: Path) -> bytes:
             remedy="create it with `tallystick keys generate`",
             code="bad-key",
         ) from None
-    if stat.S_IMODE(info.st_mode) & 0o077:
+    except OSError as error:
         raise InvalidError(
-            f"key file has mode {stat.S_IMODE(info.st_mode):04o}: others can read it",
+            f"key file cannot be read: {error.strerror}",
             where=str(path),
-            remedy="chmod 600 it, and consider the key exposed",
+            remedy="let this program's user own it",
             code="bad-key",
-        )
-    if info.st_size > _MAX_KEY_BYTES:
+        ) from None
+    if len(data) > _MAX_KEY_BYTES:
         raise InvalidError("key file is too large to be one", where=str(path), code="bad-key")
-    return path.read_bytes()
+    return data
 
 
 def save_private_key(path: Path, key: PrivateKey) -> None:
@@ -80,8 +103,4 @@ def load_private_key(path: Path) -> PrivateKey:
 
 def load_public_key(path: Path) -> PublicKey:
     """Read a PEM public key."""
-    try:
-        data = path.read_bytes()[: _MAX_KEY_BYTES + 1]
-    except FileNotFoundError:
-        raise InvalidError("no such key file", where=str(path), code="bad-key") from None
-    return parse_public_pem(data, where=str(path))
+    return parse_public_pem(_read(path, private=False), where=str(path))
