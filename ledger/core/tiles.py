@@ -138,7 +138,7 @@ def decode_bundle(data: bytes, count: int) -> list[bytes]:
     for position in range(count):
         start = offset + 2
         offset = start + int.from_bytes(data[offset:start], "big")
-        if start > total or offset > total:
+        if offset > total:
             raise InvalidError(
                 "The bundle ends within an entry",
                 where=f"entry {position} of {count}",

@@ -146,7 +146,7 @@ def test_flipped_bits_are_noticed(signature, key):
 @both_kinds
 def test_a_cosignature_of_the_wrong_length_fails(signature, key):
     for raw in (signature.signature[:-1], signature.signature + b"\0", b"\0", signature.signature[8:]):
-        with pytest.raises(CorruptError):
+        with pytest.raises(CorruptError, match="bytes instead of"):
             cosignature.verify_cosignature(TEXT, NoteSignature(key.name, key.key_id, raw), key)
 
 

@@ -221,6 +221,24 @@ def test_proofs_with_something_more_or_less_fail(garbage):
             merkle.verify_consistency(6, 11, mth(leaves[:6]), root, wrong)
 
 
+@given(sizes, st.data())
+def test_a_root_is_only_computed_from_a_path_of_the_right_length(size, data):
+    index = data.draw(st.integers(0, size - 1))
+    proof = merkle.inclusion_path(MANY[:size], index)
+    assert merkle.root_from_inclusion(MANY[index], index, size, proof) == mth(MANY[:size])
+    for wrong in ([*proof, MANY[0]], [*proof, *proof, MANY[0]], proof[1:]):
+        if len(wrong) != len(proof):
+            with pytest.raises(CorruptError, match="hashes instead of"):
+                merkle.root_from_inclusion(MANY[index], index, size, wrong)
+
+
+def test_a_longer_proof_fails_even_with_roots_made_to_fit_it():
+    proof, extra = merkle.consistency_path(MANY[:4], 3), MANY[9]
+    old_root, new_root = (merkle.node_hash(extra, mth(MANY[:size])) for size in (3, 4))
+    with pytest.raises(CorruptError, match="too many hashes"):
+        merkle.verify_consistency(3, 4, old_root, new_root, [*proof, extra])
+
+
 def test_a_rewritten_tree_is_not_consistent():
     rewritten = [*MANY[:3], merkle.leaf_hash(b"another"), *MANY[4:12]]
     for old in range(4, 12):
