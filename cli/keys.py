@@ -12,7 +12,7 @@ from cli.options import Json, examples
 if TYPE_CHECKING:
     from ledger.core.keys import PublicKey
 
-__all__ = ["app"]
+__all__ = ["app", "load_public"]
 
 app = typer.Typer(help="Make and show key files.", no_args_is_help=True)
 
@@ -69,12 +69,16 @@ def show(
 
     With --json: file, algorithm, kid (COSE Key Thumbprint, hex), public_key_pem, vkey (with --name).
     """
+    _show({"file": str(file)} | _describe(load_public(file), name), json)
+
+
+def load_public(file: Path) -> PublicKey:
+    """The public key in a PEM file of either half."""
     from ledger.keyfiles import load_private_key, load_public_key
 
     with file.open("rb") as opened:
         private = b"PRIVATE KEY" in opened.read(64)
-    public = load_private_key(file).public if private else load_public_key(file)
-    _show({"file": str(file)} | _describe(public, name), json)
+    return load_private_key(file).public if private else load_public_key(file)
 
 
 def _describe(public: PublicKey, name: str | None) -> dict[str, Any]:

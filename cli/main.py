@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import keys
+from cli import issuers, keys, records
 from cli.errors import Commands
 from cli.options import Json, examples
 
@@ -58,6 +58,14 @@ def version(json: Json = False) -> None:
 
 
 app.add_typer(keys.app, name="keys")
+app.add_typer(issuers.app, name="issuers")
+app.add_typer(records.app, name="records")
+app.command(
+    epilog=examples(
+        "tallystick rollups demo-data",
+        "tallystick rollups demo-data --by hour --by tenant --from 2026-01-01 --json",
+    )
+)(records.rollups)
 
 
 def main() -> None:

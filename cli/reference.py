@@ -19,7 +19,7 @@ _HEAD = """\
 
 `tallystick` exits with 0 when it did what was asked (for `audit` and `verify`: the evidence is sound), 1 when
 evidence is refuted, and 2 when it could not do it or could not tell. With `--json`, stdout holds exactly one
-JSON document, errors included: `{"error": {"code", "what", "where", "remedy"}}`, where `where` and `remedy` may be
+JSON document, errors included: `{"error": {"code", "what", "where", "remedy"}}`; `where` and `remedy` may be
 absent. Everything else goes to stderr. Integers in JSON are exact; tables round them. `~` before a figure
 marks a modelled one, `~~` an estimated one. `NO_COLOR` is honoured.
 

@@ -1,0 +1,121 @@
+"""``tallystick issuers``: who may sign statements."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import ApiKeyFile, Json, Target, examples
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="List, add and revoke issuers' keys. The log signs every change.", no_args_is_help=True
+)
+
+Issuer = Annotated[str, typer.Argument(metavar="ISSUER", help="Its name, such as gpu-7.example.com/vllm.")]
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "tallystick issuers list demo-data",
+        "tallystick issuers list http://127.0.0.1:8090 --api-key-file demo-data/admin.key --json",
+    ),
+)
+def list_issuers(target: Target, api_key_file: ApiKeyFile = None, json: Json = False) -> None:
+    """List issuers and their keys; the log itself is the first one it has.
+
+    With --json: issuers, each with issuer, next_seq and keys (kid, algorithm, added_leaf, revoked_leaf).
+    """
+    from cli.output import print_json, table
+    from cli.target import open_ledger
+
+    issuers = open_ledger(target, api_key_file).issuers()
+    if json:
+        print_json({"issuers": issuers})
+        return
+    rows = [
+        (
+            each["issuer"],
+            str(each["next_seq"]),
+            key["kid"],
+            key["algorithm"],
+            f"leaf {key['added_leaf']}",
+            "" if key.get("revoked_leaf") is None else f"leaf {key['revoked_leaf']}",
+        )
+        for each in issuers
+        for key in each["keys"]
+    ]
+    table(("issuer", "statements", "kid", "algorithm", "added", "revoked"), rows, right=("statements",))
+
+
+@app.command(
+    epilog=examples(
+        "tallystick issuers add demo-data gpu-7.example.com/vllm --key issuer.pem",
+        "tallystick issuers add https://log.example.com gpu-7.example.com/vllm --key issuer.pub --json",
+    )
+)
+def add(
+    target: Target,
+    issuer: Issuer,
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key", metavar="FILE", help="PEM of its public key; of a private one, the public half."
+        ),
+    ],
+    api_key_file: ApiKeyFile = None,
+    json: Json = False,
+) -> None:
+    """Register an issuer's key, or a further key of an issuer.
+
+    With --json: issuer, kid, leaf_index (of the log's statement that says so).
+    """
+    from cli.keys import load_public
+    from cli.output import fields, print_json
+    from cli.target import open_ledger
+
+    added = open_ledger(target, api_key_file).add_issuer(issuer, load_public(key))
+    if json:
+        print_json(added)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in added.items())
+
+
+@app.command(
+    epilog=examples(
+        "tallystick issuers revoke demo-data gpu-7.example.com/vllm --kid KID --reason 'host was sold'",
+    )
+)
+def revoke(
+    target: Target,
+    issuer: Issuer,
+    kid: Annotated[str, typer.Option(metavar="KID", help="The key's thumbprint, 64 hex digits.")],
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is logged.")] = None,
+    api_key_file: ApiKeyFile = None,
+    json: Json = False,
+) -> None:
+    """Revoke a key: its statements are refused from now on. What it signed before stays valid.
+
+    With --json: issuer, kid, leaf_index (of the log's statement that says so).
+    """
+    from cli.output import fields, print_json
+    from cli.target import open_ledger
+    from ledger.core.errors import InvalidError
+
+    if re.fullmatch("[0-9a-f]{64}", kid) is None:
+        raise InvalidError(
+            f"{kid[:80]!r} is not a key's thumbprint",
+            where="--kid",
+            remedy="copy the 64 hex digits from `tallystick issuers list`",
+            code="bad-key",
+        )
+    revoked = open_ledger(target, api_key_file).revoke_key(issuer, kid, reason)
+    if json:
+        print_json(revoked)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in revoked.items())
