@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import issuers, keys, records
+from cli import api_keys, init, issuers, keys, records
 from cli.errors import Commands
 from cli.options import Json, examples
 
@@ -57,7 +57,9 @@ def version(json: Json = False) -> None:
         print(f"tallystick {__version__}")
 
 
+app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")
+app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
 app.command(

@@ -9,7 +9,7 @@ import typer
 
 from cli.errors import JSON_WANTED
 
-__all__ = ["ApiKeyFile", "Folder", "From", "Json", "Target", "To", "examples"]
+__all__ = ["ApiKeyFile", "Directory", "From", "Json", "Target", "To", "examples"]
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:
@@ -29,7 +29,7 @@ Json: TypeAlias = Annotated[
 Target: TypeAlias = Annotated[
     str, typer.Argument(metavar="TARGET", help="A ledger's folder, or the URL of its service.")
 ]
-Folder: TypeAlias = Annotated[
+Directory: TypeAlias = Annotated[
     Path, typer.Argument(metavar="DIR", help="A ledger's folder, made by `tallystick init`.")
 ]
 ApiKeyFile: TypeAlias = Annotated[

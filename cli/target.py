@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,19 +15,11 @@ from ledger.core.errors import InvalidError
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from cli.folder import Folder
     from ledger.core.keys import PublicKey
-    from ledger.store import Sequencer, Store
+    from ledger.store import Sequencer
 
 __all__ = ["Ledger", "LocalLedger", "RemoteLedger", "is_url", "open_ledger"]
-
-ADMIN_KEY, DATABASE, LOG_KEY, PUBLISHED, VKEY = (
-    "admin.key",
-    "ledger.db",
-    "keys/log.pem",
-    "published",
-    "log.vkey",
-)
-"""What is in a ledger's folder: see ``tallystick init``."""
 
 
 class Ledger(Protocol):
@@ -76,52 +67,9 @@ def open_ledger(target: str, api_key_file: Path | None = None) -> Ledger:
         from cli.client import Client, read_api_key
 
         return RemoteLedger(Client(target, read_api_key(api_key_file)))
+    from cli.folder import open_folder
+
     return LocalLedger(open_folder(Path(target)))
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A ledger's folder."""
-
-    path: Path
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.path / DATABASE
-
-    @property
-    def log_key(self) -> Path:
-        """The log's private key."""
-        return self.path / LOG_KEY
-
-    @property
-    def published(self) -> Path:
-        """The checkpoint last published."""
-        return self.path / PUBLISHED
-
-    def open(self) -> Store:
-        """Open the database."""
-        from ledger.store import open_store
-
-        return open_store(self.database)
-
-
-def open_folder(path: Path) -> Folder:
-    """The ledger in ``path``.
-
-    Raises:
-        InvalidError: there is none.
-    """
-    folder = Folder(path)
-    if not folder.database.is_file():
-        raise InvalidError(
-            "is not a ledger's folder: it has no ledger.db",
-            where=str(path),
-            remedy="name the folder that `tallystick init` made, or the URL of a service (http://...)",
-            code="no-ledger",
-        )
-    return folder
 
 
 class LocalLedger:

@@ -1,0 +1,123 @@
+"""``tallystick api-keys``: who may call a service. Done where the database is; never over the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cli.options import Directory, Json, examples
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make, list and revoke API keys of a service.", no_args_is_help=True)
+
+
+@app.command(
+    epilog=examples(
+        "tallystick api-keys create ledger-data --scope emit --label gpu-7 --out gpu-7.key",
+        "tallystick api-keys create ledger-data --scope read --label auditor",
+    )
+)
+def create(
+    directory: Directory,
+    scope: Annotated[
+        list[Literal["emit", "read", "admin"]],
+        typer.Option(help="emit: log statements; read: see records; admin: issuers, and both others."),
+    ],
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there (mode 0600) instead of to stdout.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make an API key. It is shown or written once; the database holds only its hash.
+
+    With --json: id, scopes, label, and token or file.
+    """
+    from cli.output import note, print_json
+    from ledger.core.errors import RefusedError
+    from ledger.keyfiles import write_private
+    from ledger.service.auth import create_api_key
+
+    if out is not None and out.exists():
+        raise RefusedError("file exists", where=str(out), remedy="name another file", code="exists")
+    store = _open(directory)
+    token = create_api_key(store, label, scope)
+    made: dict[str, Any] = {"id": token.split("_")[1], "scopes": list(scope), "label": label}
+    if out is not None:
+        write_private(out, token.encode() + b"\n")
+        made["file"] = str(out)
+    else:
+        made["token"] = token
+    if json:
+        print_json(made)
+    elif out is not None:
+        note(f"wrote {out}")
+    else:
+        print(token)
+        note("keep it: it is not shown again")
+
+
+@app.command(
+    "list",
+    epilog=examples("tallystick api-keys list ledger-data", "tallystick api-keys list ledger-data --json"),
+)
+def list_keys(directory: Directory, json: Json = False) -> None:
+    """List API keys, without their secrets.
+
+    With --json: api_keys, each with id, scopes, label, created_s and, once it is revoked, revoked_s.
+    """
+    from cli import figures
+    from cli.output import print_json, table
+    from ledger.service.auth import list_api_keys
+
+    keys = list_api_keys(_open(directory))
+    if json:
+        print_json({"api_keys": [_described(key) for key in keys]})
+        return
+    table(
+        ("id", "scopes", "label", "created", "revoked"),
+        (
+            (
+                key.id,
+                " ".join(key.scopes),
+                key.label,
+                figures.time(key.created_s * 1_000_000),
+                "" if key.revoked_s is None else figures.time(key.revoked_s * 1_000_000),
+            )
+            for key in keys
+        ),
+    )
+
+
+@app.command(epilog=examples("tallystick api-keys revoke ledger-data 0123456789ab"))
+def revoke(
+    directory: Directory,
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, from `tallystick api-keys list`.")],
+    json: Json = False,
+) -> None:
+    """Revoke an API key. A running service notices within seconds.
+
+    With --json: id.
+    """
+    from cli.output import note, print_json
+    from ledger.service.auth import revoke_api_key
+
+    revoke_api_key(_open(directory), key_id)
+    if json:
+        print_json({"id": key_id})
+    else:
+        note(f"revoked {key_id}")
+
+
+def _described(key: Any) -> dict[str, Any]:
+    described = {"id": key.id, "scopes": key.scopes, "label": key.label, "created_s": key.created_s}
+    return described if key.revoked_s is None else described | {"revoked_s": key.revoked_s}
+
+
+def _open(directory: Path) -> Any:
+    from cli.folder import open_folder
+
+    return open_folder(directory).open()

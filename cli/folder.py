@@ -1,0 +1,73 @@
+"""A ledger's folder: where its database, keys and published checkpoint are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ledger.core.errors import InvalidError
+
+if TYPE_CHECKING:
+    from ledger.store import Store
+
+__all__ = ["DATABASE_VARIABLE", "Folder", "open_folder"]
+
+DATABASE_VARIABLE = "TALLYSTICK_DATABASE"
+"""URL of the database, if it is not in the folder. Never an option: it may hold a password."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What ``tallystick init`` makes."""
+
+    path: Path
+
+    @property
+    def database(self) -> str:
+        """Path or URL of the database."""
+        return os.environ.get(DATABASE_VARIABLE) or str(self.path / "ledger.db")
+
+    @property
+    def log_key(self) -> Path:
+        """The log's private key, mode 0600."""
+        return self.path / "keys" / "log.pem"
+
+    @property
+    def vkey(self) -> Path:
+        """The log's verifier key, to publish."""
+        return self.path / "log.vkey"
+
+    @property
+    def admin_key(self) -> Path:
+        """An API key of scope admin, mode 0600."""
+        return self.path / "admin.key"
+
+    @property
+    def published(self) -> Path:
+        """The checkpoint last published, outside the database."""
+        return self.path / "published.checkpoint"
+
+    def open(self) -> Store:
+        """Open the database."""
+        from ledger.store import open_store
+
+        return open_store(self.database)
+
+
+def open_folder(path: Path) -> Folder:
+    """The ledger in ``path``.
+
+    Raises:
+        InvalidError: there is none.
+    """
+    folder = Folder(path)
+    if not folder.log_key.is_file() or ("://" not in folder.database and not Path(folder.database).is_file()):
+        raise InvalidError(
+            "is not a ledger's folder",
+            where=str(path),
+            remedy="name the folder that `tallystick init` made, or the URL of a service (http://...)",
+            code="no-ledger",
+        )
+    return folder
