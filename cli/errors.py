@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -34,8 +35,11 @@ class Commands(TyperGroup):
             raise typer.Exit(CANNOT_TELL) from None
         except Exception as error:
             # Typer's own exceptions (usage, exit) are its to show.
-            if ctx.params.get("debug") or type(error).__module__.startswith("typer"):
+            if type(error).__module__.startswith("typer"):
                 raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+                raise typer.Exit(CANNOT_TELL) from None
             from cli.output import print_error
 
             print_error(explained(error), as_json=bool(ctx.meta.get(JSON_WANTED)))

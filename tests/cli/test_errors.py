@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import LedgerFolder, Run, json_of
 
+ROOT = Path(__file__).parents[2]
 RECORD = "0198c0de-0000-7000-8000-000000000000"
 FAILING = [
     ("keys", "show", "/nowhere/key.pem"),
@@ -68,16 +69,14 @@ def test_usage_errors_exit_with_2(run: Run) -> None:
 
 def test_debug_shows_the_traceback() -> None:
     command = [sys.executable, "-m", "cli", "--debug", "records", "list", "/nowhere"]
-    shown = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
-    )
-    assert shown.returncode != 0
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert shown.returncode == 2
     assert "Traceback" in shown.stderr
 
 
 def test_no_color_in_pipes(ledger: LedgerFolder) -> None:
     command = [sys.executable, "-m", "cli", "records", "list", str(ledger.path)]
-    shown = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2], check=True)
+    shown = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
     assert b"\x1b[" not in shown.stdout + shown.stderr
 
 
@@ -92,8 +91,6 @@ def test_an_api_key_does_not_travel_in_the_clear(tmp_path: Path, run: Run) -> No
 
 def test_a_broken_pipe_is_no_crash(ledger: LedgerFolder) -> None:
     script = f"{sys.executable} -m cli records list {ledger.path} --all --json | head -c 1"
-    shown = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
-    )
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "Traceback" not in shown.stderr
     assert "error" not in shown.stderr
