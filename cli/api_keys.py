@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from cli.options import Directory, Json, examples
+from cli.options import Directory, Json, command
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Make, list and revoke API keys of a service.", no_args_is_help=True)
 
 
-@app.command(
-    epilog=examples(
-        "tallystick api-keys create ledger-data --scope emit --label gpu-7 --out gpu-7.key",
-        "tallystick api-keys create ledger-data --scope read --label auditor",
-    )
+class Scope(StrEnum):
+    """What a key allows."""
+
+    EMIT = "emit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@command(
+    app,
+    "tallystick api-keys create ledger-data --scope emit --label gpu-7 --out gpu-7.key",
+    "tallystick api-keys create ledger-data --scope read --label auditor",
 )
 def create(
     directory: Directory,
     scope: Annotated[
-        list[Literal["emit", "read", "admin"]],
+        list[Scope],
         typer.Option(help="emit: log statements; read: see records; admin: issuers, and both others."),
     ],
     label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
@@ -44,8 +52,9 @@ def create(
     if out is not None and out.exists():
         raise RefusedError("file exists", where=str(out), remedy="name another file", code="exists")
     store = _open(directory)
-    token = create_api_key(store, label, scope)
-    made: dict[str, Any] = {"id": token.split("_")[1], "scopes": list(scope), "label": label}
+    scopes = [each.value for each in scope]
+    token = create_api_key(store, label, scopes)
+    made: dict[str, Any] = {"id": token.split("_")[1], "scopes": scopes, "label": label}
     if out is not None:
         write_private(out, token.encode() + b"\n")
         made["file"] = str(out)
@@ -60,9 +69,11 @@ def create(
         note("keep it: it is not shown again")
 
 
-@app.command(
-    "list",
-    epilog=examples("tallystick api-keys list ledger-data", "tallystick api-keys list ledger-data --json"),
+@command(
+    app,
+    "tallystick api-keys list ledger-data",
+    "tallystick api-keys list ledger-data --json",
+    name="list",
 )
 def list_keys(directory: Directory, json: Json = False) -> None:
     """List API keys, without their secrets.
@@ -92,7 +103,10 @@ def list_keys(directory: Directory, json: Json = False) -> None:
     )
 
 
-@app.command(epilog=examples("tallystick api-keys revoke ledger-data 0123456789ab"))
+@command(
+    app,
+    "tallystick api-keys revoke ledger-data 0123456789ab",
+)
 def revoke(
     directory: Directory,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, from `tallystick api-keys list`.")],

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cli.options import Json, examples
+from cli.options import Json
 
 __all__ = ["init", "init_folder"]
 
-EPILOG = examples(
+EXAMPLES = (
     "tallystick init ledger-data --origin log.example.com/tallystick",
     "tallystick init ledger-data --origin log.example.com/tallystick --json",
     "TALLYSTICK_DATABASE=postgresql+psycopg:///tally tallystick init ledger-data --origin log.example.com",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import ApiKeyFile, Json, Target, examples
+from cli.options import ApiKeyFile, Json, Target, command
 
 __all__ = ["app"]
 
@@ -19,12 +19,11 @@ app = typer.Typer(
 Issuer = Annotated[str, typer.Argument(metavar="ISSUER", help="Its name, such as gpu-7.example.com/vllm.")]
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "tallystick issuers list demo-data",
-        "tallystick issuers list http://127.0.0.1:8090 --api-key-file demo-data/admin.key --json",
-    ),
+@command(
+    app,
+    "tallystick issuers list demo-data",
+    "tallystick issuers list http://127.0.0.1:8090 --api-key-file demo-data/admin.key --json",
+    name="list",
 )
 def list_issuers(target: Target, api_key_file: ApiKeyFile = None, json: Json = False) -> None:
     """List issuers and their keys; the log itself is the first one it has.
@@ -53,11 +52,10 @@ def list_issuers(target: Target, api_key_file: ApiKeyFile = None, json: Json = F
     table(("issuer", "statements", "kid", "algorithm", "added", "revoked"), rows, right=("statements",))
 
 
-@app.command(
-    epilog=examples(
-        "tallystick issuers add demo-data gpu-7.example.com/vllm --key issuer.pem",
-        "tallystick issuers add https://log.example.com gpu-7.example.com/vllm --key issuer.pub --json",
-    )
+@command(
+    app,
+    "tallystick issuers add demo-data gpu-7.example.com/vllm --key issuer.pem",
+    "tallystick issuers add https://log.example.com gpu-7.example.com/vllm --key issuer.pub --json",
 )
 def add(
     target: Target,
@@ -86,10 +84,9 @@ def add(
         fields((name.replace("_", " "), str(value)) for name, value in added.items())
 
 
-@app.command(
-    epilog=examples(
-        "tallystick issuers revoke demo-data gpu-7.example.com/vllm --kid KID --reason 'host was sold'",
-    )
+@command(
+    app,
+    "tallystick issuers revoke demo-data gpu-7.example.com/vllm --kid KID --reason 'host was sold'",
 )
 def revoke(
     target: Target,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.options import Json, examples
+from cli.options import Json, command
 
 if TYPE_CHECKING:
     from ledger.core.keys import PublicKey
@@ -26,12 +26,11 @@ Name = Annotated[
 ]
 
 
-@app.command(
-    epilog=examples(
-        "tallystick keys generate issuer.pem",
-        "tallystick keys generate issuer.pem --algorithm ml-dsa-44 --json",
-        "tallystick keys generate log.pem --name log.example.com/tallystick",
-    )
+@command(
+    app,
+    "tallystick keys generate issuer.pem",
+    "tallystick keys generate issuer.pem --algorithm ml-dsa-44 --json",
+    "tallystick keys generate log.pem --name log.example.com/tallystick",
 )
 def generate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it. Never overwritten.")],
@@ -54,11 +53,10 @@ def generate(
     _show({"file": str(file)} | described, json)
 
 
-@app.command(
-    epilog=examples(
-        "tallystick keys show issuer.pem",
-        "tallystick keys show demo-data/keys/log.pem --name log.example.com/tallystick --json",
-    )
+@command(
+    app,
+    "tallystick keys show issuer.pem",
+    "tallystick keys show demo-data/keys/log.pem --name log.example.com/tallystick --json",
 )
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="PEM of a private or public key.")],

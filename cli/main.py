@@ -8,7 +8,7 @@ import typer
 
 from cli import api_keys, init, issuers, keys, records
 from cli.errors import Commands
-from cli.options import Json, examples
+from cli.options import Json, command, examples
 
 __all__ = ["app", "main"]
 
@@ -40,7 +40,7 @@ def root(
     """
 
 
-@app.command(epilog=examples("tallystick version", "tallystick version --json"))
+@command(app, "tallystick version", "tallystick version --json")
 def version(json: Json = False) -> None:
     """Show the version.
 
@@ -57,16 +57,15 @@ def version(json: Json = False) -> None:
         print(f"tallystick {__version__}")
 
 
-app.command(epilog=init.EPILOG)(init.init)
+command(app, *init.EXAMPLES)(init.init)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
-app.command(
-    epilog=examples(
-        "tallystick rollups demo-data",
-        "tallystick rollups demo-data --by hour --by tenant --from 2026-01-01 --json",
-    )
+command(
+    app,
+    "tallystick rollups demo-data",
+    "tallystick rollups demo-data --by hour --by tenant --from 2026-01-01 --json",
 )(records.rollups)
 
 

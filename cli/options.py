@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 
 import typer
 
 from cli.errors import JSON_WANTED
 
-__all__ = ["ApiKeyFile", "Directory", "From", "Json", "Target", "To", "examples"]
+__all__ = ["ApiKeyFile", "Directory", "From", "Json", "Target", "To", "command", "examples"]
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:
@@ -49,6 +53,21 @@ From: TypeAlias = Annotated[
 To: TypeAlias = Annotated[
     str | None, typer.Option("--to", metavar="TIME", help="Started before this time; in the same forms.")
 ]
+
+
+def command(app: typer.Typer, *lines: str, name: str | None = None) -> Callable[[_Function], _Function]:
+    """Add a function to ``app`` as a command; ``lines`` are its examples, its docstring is its help."""
+
+    def add(function: _Function) -> _Function:
+        app.command(name, help=_unwrapped(function.__doc__ or ""), epilog=examples(*lines))(function)
+        return function
+
+    return add
+
+
+def _unwrapped(text: str) -> str:
+    """``text`` with a line for each paragraph, so that help wraps it at the terminal's width."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
 
 
 def examples(*lines: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import ApiKeyFile, From, Json, Target, To, examples
+from cli.options import ApiKeyFile, From, Json, Target, To, command
 
 if TYPE_CHECKING:
     from cli.target import Ledger
@@ -23,13 +24,12 @@ Deployment = Annotated[str | None, typer.Option(metavar="DIGEST", help="Of this 
 Tenant = Annotated[str | None, typer.Option(metavar="PSEUDONYM", help="Of this tenant.")]
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "tallystick records list demo-data",
-        "tallystick records list demo-data --model SmolLM2-135M-Instruct --from 2026-01-01 --to 2026-02-01",
-        "tallystick records list http://127.0.0.1:8090 --api-key-file demo-data/admin.key --all --json",
-    ),
+@command(
+    app,
+    "tallystick records list demo-data",
+    "tallystick records list demo-data --model SmolLM2-135M-Instruct --from 2026-01-01 --to 2026-02-01",
+    "tallystick records list http://127.0.0.1:8090 --api-key-file demo-data/admin.key --all --json",
+    name="list",
 )
 def list_records(
     target: Target,
@@ -114,11 +114,10 @@ def _print_records(found: list[dict[str, Any]], models: dict[str, str]) -> None:
     table(columns, rows, right=("in", "out", "energy", "carbon", "leaf"))
 
 
-@app.command(
-    epilog=examples(
-        "tallystick records show demo-data 0198c0de-0000-7000-8000-000000000000",
-        "tallystick records show https://log.example.com 0198c0de-0000-7000-8000-000000000000 --json",
-    )
+@command(
+    app,
+    "tallystick records show demo-data 0198c0de-0000-7000-8000-000000000000",
+    "tallystick records show https://log.example.com 0198c0de-0000-7000-8000-000000000000 --json",
 )
 def show(
     target: Target,
@@ -197,14 +196,22 @@ def _commitment(commitment: dict[str, Any] | None) -> str:
     return "" if commitment is None else f"{commitment['digest']} (salted hash of {commitment['of']})"
 
 
-Dimension = Literal["hour", "day", "model", "deployment", "tenant"]
+class Dimension(StrEnum):
+    """What roll-ups can be summed by."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MODEL = "model"
+    DEPLOYMENT = "deployment"
+    TENANT = "tenant"
+
+
+_BY = "hour, day, model, deployment or tenant. Default: day and model."
 
 
 def rollups(
     target: Target,
-    by: Annotated[
-        list[Dimension] | None, typer.Option(help="What to sum by. Default: day and model.")
-    ] = None,
+    by: Annotated[list[Dimension] | None, typer.Option(metavar="DIMENSION", help=_BY)] = None,
     from_: From = None,
     to: To = None,
     model: Model = None,
@@ -229,7 +236,7 @@ def rollups(
         "deployment": deployment,
         "tenant": tenant,
     }
-    dimensions: list[str] = list(by) if by else ["day", "model"]
+    dimensions = [each.value for each in by] if by else ["day", "model"]
     rows = open_ledger(target, api_key_file).rollups(dimensions, query)
     if json:
         print_json({"rows": rows})
