@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import api_keys, init, issuers, keys, records
+from cli import api_keys, export, init, issuers, keys, records
 from cli.errors import Commands
 from cli.options import Json, command, examples
 
@@ -62,6 +62,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
+app.add_typer(export.app, name="export")
 command(
     app,
     "tallystick rollups demo-data",

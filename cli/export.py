@@ -1,0 +1,75 @@
+"""``tallystick export``: write the ledger in forms that others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Directory, From, Json, To, command
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Export records with their proofs.", no_args_is_help=True)
+
+
+@app.callback()
+def export() -> None:
+    """Export records with their proofs."""
+
+
+@command(
+    app,
+    "tallystick export parquet ledger-data export-2026-01 --from 2026-01-01 --to 2026-02-01",
+    "tallystick export parquet ledger-data export-all --json",
+)
+def parquet(
+    directory: Directory,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist, or be empty.")],
+    from_: From = None,
+    to: To = None,
+    every_statement: Annotated[
+        bool | None,
+        typer.Option(
+            "--every-statement/--needed-statements",
+            help="Whether to include all statements, which proves that no record was left out. "
+            "Default: only without a period.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write records as Parquet, by day, with the proofs and a signed manifest. DuckDB and others read it.
+
+    With --json: directory, records, statements, every_statement, files, size_bytes, tree_size.
+    """
+    from dataclasses import asdict
+
+    from cli import figures
+    from cli.folder import open_folder
+    from cli.output import fields, note, print_json
+    from cli.progress import progress
+    from ledger.export.parquet import export_parquet
+    from ledger.keyfiles import load_private_key
+
+    folder = open_folder(directory)
+    store = folder.open()
+    try:
+        with progress("exporting leaves") as report:
+            summary = export_parquet(
+                store,
+                out,
+                log_key=load_private_key(folder.log_key),
+                from_us=figures.parse_time(from_, "--from"),
+                to_us=figures.parse_time(to, "--to"),
+                every_statement=every_statement,
+                progress=report,
+            )
+    finally:
+        store.close()
+    made = asdict(summary) | {"directory": str(out)}
+    if json:
+        print_json(made)
+        return
+    fields((name.replace("_", " "), str(value)) for name, value in made.items())
+    note(f"\nNext: tallystick verify {out} --log-key {folder.vkey}")
