@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.merkle import (
@@ -27,6 +28,7 @@ __all__ = [
     "MAX_LEVEL",
     "TILE_HEIGHT",
     "TILE_WIDTH",
+    "TileCache",
     "TileReader",
     "TileRef",
     "append_tiles",
@@ -163,6 +165,36 @@ def tile_widths(size: int) -> Iterator[tuple[int, int, int]]:
         level += 1
 
 
+class TileCache:
+    """Tiles with the nodes inside them, the least recently used dropped first. Safe to share between threads.
+
+    A tile of given level, index and width never changes, unless it was read inside a transaction that was
+    then undone: never share a cache with those.
+
+    Args:
+        tiles: how many to keep; a full one takes about 40 KB.
+    """
+
+    def __init__(self, tiles: int) -> None:
+        self._limit = tiles
+        self._lock = Lock()  # guards _tiles
+        self._tiles: OrderedDict[tuple[int, int, int], tuple[list[bytes], ...]] = OrderedDict()
+
+    def get(self, key: tuple[int, int, int]) -> tuple[list[bytes], ...] | None:
+        """Return the nodes of tile (level, index, width), bottom level first, if they are here."""
+        with self._lock:
+            if key in self._tiles:
+                self._tiles.move_to_end(key)
+            return self._tiles.get(key)
+
+    def put(self, key: tuple[int, int, int], nodes: tuple[list[bytes], ...]) -> None:
+        """Keep the nodes of a tile."""
+        with self._lock:
+            self._tiles[key] = nodes
+            if len(self._tiles) > self._limit:
+                self._tiles.popitem(last=False)
+
+
 class TileReader:
     """Reads roots and proofs of a tree from its tiles, and only the tiles that matter: O(log size) of them.
 
@@ -171,19 +203,19 @@ class TileReader:
     Args:
         fetch: returns the bytes of tile (level, index, width); its errors pass through.
         size: number of leaves of the tree the tiles belong to.
-        cached_tiles: how many tiles to keep, least recently used dropped first.
+        cache: tiles to share with other readers of the same log; only levels above 0, of which a log
+            has few, so that each proof hashes one tile whatever the size of the log.
     """
 
     def __init__(
-        self, fetch: Callable[[int, int, int], bytes], size: int, *, cached_tiles: int = _CACHED_TILES
+        self, fetch: Callable[[int, int, int], bytes], size: int, *, cache: TileCache | None = None
     ) -> None:
         if not 0 <= size <= MAX_SIZE:
             raise InvalidError(f"Tree size {size} is out of range", where="tiles", remedy="use 0 to 2^63 - 1")
         self.size = size
         self._fetch = fetch
-        self._cached_tiles = cached_tiles
-        # Owned by this reader: the levels of nodes within each tile, hashed once, bottom first.
-        self._cache: OrderedDict[tuple[int, int], list[list[bytes]]] = OrderedDict()
+        self._shared = cache
+        self._own = TileCache(_CACHED_TILES)
 
     def root(self, size: int | None = None) -> bytes:
         """Return the tree hash over the first ``size`` leaves, by default all."""
@@ -224,17 +256,15 @@ class TileReader:
         """Return the hash of the perfect subtree of ``2**height`` leaves with this index at its height."""
         level, within = divmod(height, TILE_HEIGHT)
         tile, first = divmod(index << within, TILE_WIDTH)
-        nodes = self._tile(level, tile)
-        while len(nodes) <= within:
-            nodes.append(fold_pairs(nodes[-1]))
-        return nodes[within][first >> within]
+        return self._tile(level, tile)[within][first >> within]
 
-    def _tile(self, level: int, index: int) -> list[list[bytes]]:
-        key = (level, index)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+    def _tile(self, level: int, index: int) -> tuple[list[bytes], ...]:
         width = min(TILE_WIDTH, (self.size >> (TILE_HEIGHT * level)) - index * TILE_WIDTH)
+        key = (level, index, width)
+        cache = self._shared if self._shared is not None and level else self._own
+        cached = cache.get(key)
+        if cached is not None:
+            return cached
         data = self._fetch(level, index, width)
         if len(data) != width * HASH_SIZE:
             raise CorruptError(
@@ -242,10 +272,11 @@ class TileReader:
                 where=tile_path(level, index, width),
                 remedy="fetch it again, or rebuild it from the entries",
             )
-        nodes = [_hashes(data)]
-        self._cache[key] = nodes
-        if len(self._cache) > self._cached_tiles:
-            self._cache.popitem(last=False)
+        levels = [_hashes(data)]
+        while len(levels) <= TILE_HEIGHT:
+            levels.append(fold_pairs(levels[-1]))
+        nodes = tuple(levels)
+        cache.put(key, nodes)
         return nodes
 
 

@@ -58,6 +58,7 @@ __all__ = [
     "statement",
     "statement_count",
     "tile_fetcher",
+    "tile_reader",
 ]
 
 MAX_BLOCK_BYTES = MAX_BATCH_RECORDS * (MAX_RECORD_BYTES + 1)
@@ -133,6 +134,12 @@ def tile_fetcher(connection: Connection) -> Callable[[int, int, int], bytes]:
     return lambda level, index, width: read_tile(connection, level, index, width)
 
 
+def tile_reader(connection: Connection, size: int) -> TileReader:
+    """A reader of the tree of ``size`` leaves, sharing tiles with other readers of this store."""
+    cache = connection.get_execution_options().get("tallystick_tiles")
+    return TileReader(tile_fetcher(connection), size, cache=cache)
+
+
 def read_bundle(connection: Connection, index: int, width: int) -> list[bytes]:
     """The entries of a bundle."""
     rows = _t(StatementRow)
@@ -156,7 +163,7 @@ def inclusion(connection: Connection, leaf_index: int, tree_size: int) -> list[b
         raise InvalidError(
             f"leaf {leaf_index} is not in a tree of {tree_size}", where="leaf_index", code="out-of-range"
         )
-    return TileReader(tile_fetcher(connection), tree_size).inclusion_path(leaf_index)
+    return tile_reader(connection, tree_size).inclusion_path(leaf_index)
 
 
 def consistency(connection: Connection, old_size: int, new_size: int) -> list[bytes]:
@@ -166,7 +173,7 @@ def consistency(connection: Connection, old_size: int, new_size: int) -> list[by
         raise InvalidError(
             f"a tree of {new_size} does not extend one of {old_size}", where="from", code="out-of-range"
         )
-    return TileReader(tile_fetcher(connection), new_size).consistency_path(old_size)
+    return tile_reader(connection, new_size).consistency_path(old_size)
 
 
 def _check_size(connection: Connection, tree_size: int) -> None:
@@ -231,7 +238,7 @@ def receipt_row(connection: Connection, leaf_index: int) -> Any:
 
 def receipt_bytes(connection: Connection, origin: str, row: Any) -> bytes:
     """Give a receipt again, byte for byte as it was issued."""
-    reader = TileReader(tile_fetcher(connection), row.tree_size)
+    reader = tile_reader(connection, row.tree_size)
     keys = _t(IssuerKeyRow)
     encoded = connection.execute(
         select(keys.c.cose_key).where(keys.c.issuer == origin).order_by(keys.c.added_leaf.desc()).limit(1)

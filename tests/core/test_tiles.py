@@ -242,11 +242,14 @@ def test_the_reader_reads_few_tiles_and_none_twice():
     assert len(store.reads) == len(set(store.reads)) <= 2 * 3
 
 
-def test_a_small_cache_only_costs_reads():
+def test_a_small_shared_cache_only_costs_reads():
     store = store_of(70_000)
-    reader = tiles.TileReader(store.fetch, store.size, cached_tiles=1)
-    assert reader.inclusion_path(12_345) == merkle.inclusion_path(LEAVES, 12_345)
-    assert len(reader._cache) == 1
+    cache = tiles.TileCache(1)
+    for size in (70_000, 66_000):
+        reader = tiles.TileReader(store.fetch, size, cache=cache)
+        assert reader.inclusion_path(12_345) == merkle.inclusion_path(LEAVES[:size], 12_345)
+        assert reader.root() == merkle.root(LEAVES[:size])
+    assert len(cache._tiles) == 1
 
 
 def test_the_reader_of_an_empty_tree():
