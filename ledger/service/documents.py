@@ -1,0 +1,148 @@
+"""Deployments and factor sets: what records refer to by digest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Path, Request, Response
+from pydantic import BaseModel, Field
+
+from ledger.service.auth import require
+from ledger.service.openapi import DOCUMENT, answers, examples
+from ledger.service.routes import StrictRoute
+from ledger.service.runtime import service_of
+from ledger.store import queries
+
+__all__ = ["router"]
+
+router = APIRouter(
+    tags=["documents"], route_class=StrictRoute, dependencies=[Depends(require("emit", "read"))]
+)
+
+_DIGEST = "5beb307c577f13693b892023815508222726dfff0e4fa1aeadd52311e979c05c"
+_DEPLOYMENT = {"engine": "llama.cpp", "model": "SmolLM2-135M-Instruct", "quantization": "Q8_0"}
+_FACTORS = {
+    "intensity_ug_per_kwh": 344000000,
+    "name": "DE grid",
+    "pue_milli": 1200,
+    "sources": [{"factor": "intensity_ug_per_kwh", "source": "published grid mix", "year": 2025}],
+    "version": "2025.1",
+}
+
+Digest = Annotated[
+    str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the canonical bytes, hex", examples=[_DIGEST])
+]
+
+
+class PlacedDeployment(BaseModel):
+    """A deployment, its digest, and the leaf that published it first."""
+
+    digest: str
+    leaf_index: int
+    model: str | None = None
+    version: str | None = None
+    deployment: dict[str, Any] = Field(json_schema_extra={DOCUMENT: "Deployment"})
+
+
+class PlacedFactorSet(BaseModel):
+    """A factor set, its digest, and the leaf that published it first."""
+
+    digest: str
+    leaf_index: int
+    factors: dict[str, Any] = Field(json_schema_extra={DOCUMENT: "FactorSet"})
+
+
+class DeploymentList(BaseModel):
+    """Deployments in log order."""
+
+    deployments: list[PlacedDeployment]
+
+
+class FactorSetList(BaseModel):
+    """Factor sets in log order."""
+
+    factors: list[PlacedFactorSet]
+
+
+_PLACED_DEPLOYMENT = {
+    "digest": _DIGEST,
+    "leaf_index": 2,
+    "model": "SmolLM2-135M-Instruct",
+    "deployment": _DEPLOYMENT,
+}
+_PLACED_FACTORS = {"digest": _DIGEST, "leaf_index": 3, "factors": _FACTORS}
+
+
+def _read(request: Request, kind: str, digest: str | None = None) -> list[dict[str, Any]]:
+    with service_of(request).store.read() as connection:
+        rows = queries.documents(connection, kind, digest=digest)
+    found = []
+    for row in rows:
+        place: dict[str, Any] = {"digest": row.digest, "leaf_index": row.leaf_index}
+        for name in ("model", "version"):
+            if getattr(row, name) is not None:
+                place[name] = getattr(row, name)
+        found.append(place | {kind: msgspec.Raw(bytes(row.body))})
+    return found
+
+
+def _answer(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+@router.get(
+    "/deployments",
+    operation_id="list_deployments",
+    summary="List deployments",
+    response_model=DeploymentList,
+    responses=answers(
+        ok={200: examples("application/json", {"deployments": [_PLACED_DEPLOYMENT]}, "All of them.")},
+        key=True,
+    ),
+)
+def list_deployments(request: Request) -> Response:
+    """Every deployment that was published, in log order."""
+    return _answer({"deployments": _read(request, "deployment")})
+
+
+@router.get(
+    "/deployments/{digest}",
+    operation_id="get_deployment",
+    summary="Get a deployment",
+    response_model=PlacedDeployment,
+    responses=answers(
+        "not-found", ok={200: examples("application/json", _PLACED_DEPLOYMENT, "The deployment.")}, key=True
+    ),
+)
+def get_deployment(digest: Digest, request: Request) -> Response:
+    """The deployment with this digest."""
+    return _answer(_read(request, "deployment", digest)[0])
+
+
+@router.get(
+    "/factors",
+    operation_id="list_factor_sets",
+    summary="List factor sets",
+    response_model=FactorSetList,
+    responses=answers(
+        ok={200: examples("application/json", {"factors": [_PLACED_FACTORS]}, "All of them.")}, key=True
+    ),
+)
+def list_factor_sets(request: Request) -> Response:
+    """Every factor set that was published, in log order."""
+    return _answer({"factors": _read(request, "factors")})
+
+
+@router.get(
+    "/factors/{digest}",
+    operation_id="get_factor_set",
+    summary="Get a factor set",
+    response_model=PlacedFactorSet,
+    responses=answers(
+        "not-found", ok={200: examples("application/json", _PLACED_FACTORS, "The factor set.")}, key=True
+    ),
+)
+def get_factor_set(digest: Digest, request: Request) -> Response:
+    """The factor set with this digest."""
+    return _answer(_read(request, "factors", digest)[0])

@@ -1,0 +1,89 @@
+"""Owns the service's metrics (Prometheus), in a registry of their own for each app.
+
+Labels have few values: routes are templates, never addresses; problems are codes. No tenant, issuer or
+record is ever a label.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from ledger.store.append import Commit
+
+__all__ = ["Metrics"]
+
+_LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COMMITS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counters that the app, its edge and the sequencer's thread move; each is thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "tallystick_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "tallystick_http_request_seconds",
+            "Time from the first byte of a request's head to the last of its answer.",
+            ["route"],
+            buckets=_LATENCIES_S,
+            registry=registry,
+        )
+        self.problems = Counter(
+            "tallystick_problems",
+            "Requests answered with a problem, by its code.",
+            ["code"],
+            registry=registry,
+        )
+        self.statements = Counter("tallystick_statements", "Statements appended.", registry=registry)
+        self.records = Counter("tallystick_records", "Records appended.", registry=registry)
+        self.refused = Counter(
+            "tallystick_refused_statements", "Statements refused by the transaction.", registry=registry
+        )
+        self.group = Histogram(
+            "tallystick_commit_statements",
+            "Statements in one transaction.",
+            buckets=_GROUPS,
+            registry=registry,
+        )
+        self.commit = Histogram(
+            "tallystick_commit_seconds", "Time of one transaction.", buckets=_COMMITS_S, registry=registry
+        )
+        self.tree_size = Gauge("tallystick_tree_size", "Leaves of the log.", registry=registry)
+        self.buffered = Gauge(
+            "tallystick_buffered_bytes", "Bytes of request bodies held now.", registry=registry
+        )
+
+    def observe_commit(self, commit: Commit) -> None:
+        """Count a transaction. Called on the sequencer's thread."""
+        self.statements.inc(commit.statements)
+        self.records.inc(commit.records)
+        self.refused.inc(commit.refused)
+        if commit.statements:
+            self.group.observe(commit.statements)
+        self.commit.observe(commit.seconds)
+        self.tree_size.set(commit.tree_size)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float, problem: str) -> None:
+        """Count an answered request."""
+        self.requests.labels(method, route, str(status)).inc()
+        self.latency.labels(route).observe(seconds)
+        if problem:
+            self.problems.labels(problem).inc()
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

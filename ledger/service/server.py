@@ -1,0 +1,125 @@
+"""Runs the service: uvicorn with httptools and uvloop, bounded, stopping gracefully."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ledger.core.errors import InvalidError, UnavailableError
+from ledger.core.keys import PrivateKey
+from ledger.keyfiles import load_private_key
+from ledger.service.app import create_app
+from ledger.service.settings import Settings, settings_from_environment
+from ledger.store import open_store
+from ledger.store.engine import is_migrated
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
+
+DEFAULT_HOST = "127.0.0.1"
+"""Other machines reach the service through a proxy that ends TLS, or with --host by choice."""
+DEFAULT_PORT = 8090
+
+
+def serve(
+    directory: Path | None = None,
+    *,
+    database: str | Path | None = None,
+    log_key: PrivateKey | Path | None = None,
+    published: Path | None = None,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    settings: Settings | None = None,
+    log_level: str = "info",
+) -> None:
+    """Serve a log until SIGTERM or SIGINT. Statements that wait are logged before it returns.
+
+    Args:
+        directory: the folder that ``tallystick init`` made; it gives what the next three leave out.
+        database: path or URL of the database.
+        log_key: the log's private key or its file.
+        published: file for the checkpoint last published.
+        host: address to listen on.
+        port: port to listen on.
+        settings: what the operator chose; by default from the environment.
+        log_level: uvicorn's log level.
+
+    Raises:
+        InvalidError: something needed is missing or not usable.
+        CorruptError: the log contradicts itself; nothing was served.
+        UnavailableError: the address is in use.
+    """
+    if directory is not None:
+        database = database or directory / "ledger.db"
+        log_key = log_key or directory / "keys" / "log.pem"
+        published = published or directory / "published.checkpoint"
+    if database is None or log_key is None:
+        raise InvalidError(
+            "no database and log key were named", remedy="name the folder that `tallystick init` made"
+        )
+    key = log_key if isinstance(log_key, PrivateKey) else load_private_key(log_key)
+    settings = settings or settings_from_environment()
+    store = open_store(database)
+    try:
+        if not is_migrated(store):
+            raise InvalidError(
+                "there is no log in this database", remedy="run `tallystick init`", code="no-log"
+            )
+        app = create_app(store, key, settings, published=published)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_level=log_level,
+                access_log=settings.log_requests,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=settings.limit_concurrency,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=settings.shutdown_s,
+            )
+        )
+        _run(server)
+        if app.state.failure is not None:
+            raise app.state.failure
+        if not server.started:
+            raise UnavailableError(
+                "the server did not start",
+                where=f"{host}:{port}",
+                remedy="see its log; perhaps the port is in use",
+                code="not-started",
+            )
+    finally:
+        store.close()
+
+
+def _run(server: uvicorn.Server) -> None:
+    """Run the server and come back, also after a signal.
+
+    uvicorn raises the signal that stopped it again once it is done; without a handler of ours, that would end
+    the process before the store is closed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        server.run()
+        return
+
+    def quiet(*_: Any) -> None:
+        """The server has stopped already."""
+
+    before = {each: signal.signal(each, quiet) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run()
+    except SystemExit:
+        if server.started:
+            raise
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,110 @@
+"""Owns the service's settings: one frozen value, read once from the environment or given by the caller.
+
+Every field is documented beside it; its environment variable is ``TALLYSTICK_`` and the name in capitals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ledger.core.errors import InvalidError
+
+__all__ = ["ENVIRONMENT_PREFIX", "Settings", "settings_from_environment"]
+
+ENVIRONMENT_PREFIX = "TALLYSTICK_"
+_MIB = 1 << 20
+
+
+def _setting(default: int | bool, text: str, *, least: int = 0, most: int | None = None) -> Any:
+    return field(default=default, metadata={"text": text, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may choose. Defaults suit one machine with a few gigabytes of memory."""
+
+    max_entry_bytes: int = _setting(
+        _MIB, "Largest body of POST /entries. A statement has at most 65,535 bytes; receipts may ride along."
+    )
+    max_batch_wire_bytes: int = _setting(
+        16 * _MIB, "Largest body of POST /batches as sent, compressed or not."
+    )
+    max_batch_bytes: int = _setting(
+        32 * _MIB,
+        "Largest batch once decompressed: 4,096 records of 8 kB. Real ones have 500 to 1,000 bytes each.",
+    )
+    max_json_bytes: int = _setting(64 * 1024, "Largest JSON body of the administrative endpoints.")
+    max_buffered_bytes: int = _setting(
+        256 * _MIB, "Bytes of request bodies held at once; past it, callers are asked to come back later."
+    )
+    body_timeout_s: int = _setting(30, "Longest time that a caller may take to send a body.", least=1)
+    prepare_threads: int = _setting(2, "Threads that check statements; about one per core.", least=1, most=64)
+    read_threads: int = _setting(
+        8, "Threads that run queries, each with its own connection.", least=1, most=64
+    )
+    api_key_cache_s: int = _setting(
+        5,
+        "How long a checked API key is remembered: the time after which a revoked one stops working.",
+        most=300,
+    )
+    max_clock_skew_s: int = _setting(
+        300, "How far in the future a statement's or record's time may lie, for clocks that differ."
+    )
+    limit_concurrency: int = _setting(
+        512, "Connections served at once; further ones are answered 503 at once.", least=1
+    )
+    keep_alive_s: int = _setting(30, "How long an idle connection is kept.", least=1)
+    shutdown_s: int = _setting(
+        30, "How long running requests may finish after a stop was asked for.", least=1
+    )
+    docs: bool = _setting(True, "Whether GET /docs shows the API reference.")
+    log_requests: bool = _setting(False, "Whether each request is logged (method, path, status).")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            least, most = each.metadata["least"], each.metadata["most"]
+            if isinstance(value, int) and (value < least or (most is not None and value > most)):
+                bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InvalidError(
+                    f"setting {each.name} is {value}",
+                    where=ENVIRONMENT_PREFIX + each.name.upper(),
+                    remedy=f"use a number {bounds}",
+                    code="bad-setting",
+                )
+
+
+_TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
+
+
+def settings_from_environment(environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Settings from ``TALLYSTICK_*``; ``overrides`` that are not None win.
+
+    Raises:
+        InvalidError: a variable is not of its setting's form.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for each in fields(Settings):
+        name = ENVIRONMENT_PREFIX + each.name.upper()
+        text = environment.get(name)
+        if text is not None:
+            values[each.name] = _parse(name, text.strip(), boolean=isinstance(each.default, bool))
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    return Settings(**values)
+
+
+def _parse(name: str, text: str, *, boolean: bool) -> int | bool:
+    if boolean and text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    if not boolean and text.isascii() and text.isdigit():
+        return int(text)
+    raise InvalidError(
+        f"{name} is {text[:40]!r}",
+        where=name,
+        remedy="use true or false" if boolean else "use a whole number",
+        code="bad-setting",
+    )
