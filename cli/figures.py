@@ -15,13 +15,14 @@ __all__ = [
     "duration",
     "energy",
     "energy_of",
+    "joules",
     "parse_time",
     "short",
     "time",
 ]
 
-_UJ_PER_MWH = 3_600_000
-_ENERGY = ((10**9, "MWh"), (10**6, "kWh"), (10**3, "Wh"), (1, "mWh"))
+_UJ_PER_UWH = 3_600
+_ENERGY = ((10**12, "MWh"), (10**9, "kWh"), (10**6, "Wh"), (10**3, "mWh"), (1, "µWh"))
 _US_PER_S = 1_000_000
 # Times written without an offset are UTC; so are those we write.
 _MARK = {"measured": "", "modelled": "~", "estimated": "~~"}
@@ -39,21 +40,25 @@ def amount(value: int, steps: tuple[tuple[int, str], ...]) -> str:
 
 
 def energy(energy_uj: int | None, method: str = "measured") -> str:
-    """Energy as watt-hours and joules, marked by how it is known."""
+    """Energy in watt-hours, marked by how it is known."""
     if energy_uj is None:
         return "unknown"
-    hours = amount(energy_uj, tuple((factor * _UJ_PER_MWH, unit) for factor, unit in _ENERGY))
-    joules = amount(energy_uj, ((10**12, "MJ"), (10**9, "kJ"), (10**6, "J"), (10**3, "mJ"), (1, "µJ")))
-    return f"{_MARK.get(method, '')}{hours} ({joules})"
+    steps = tuple((factor * _UJ_PER_UWH, unit) for factor, unit in _ENERGY)
+    return _MARK.get(method, "") + amount(energy_uj, steps)
+
+
+def joules(energy_uj: int) -> str:
+    """Energy in joules."""
+    return amount(energy_uj, ((10**12, "MJ"), (10**9, "kJ"), (10**6, "J"), (10**3, "mJ"), (1, "µJ")))
 
 
 def energy_of(record: dict[str, Any]) -> str:
-    """Energy of a record (decoded JSON) with the method's name where it is not a measurement."""
+    """Energy of a record (decoded JSON) in both units, with how it is known."""
     figure = record.get("energy")
     if figure is None:
         return "unknown"
-    method = figure["method"]
-    return energy(figure["energy_uj"], method) + ("" if method == "measured" else f" {method}")
+    value, method = figure["energy_uj"], figure["method"]
+    return f"{energy(value, method)} ({joules(value)}), {method}"
 
 
 def carbon(carbon_ng: int | None, method: str = "measured") -> str:

@@ -9,7 +9,7 @@ import typer
 
 from cli.options import Json
 
-__all__ = ["init", "init_folder"]
+__all__ = ["EXAMPLES", "init", "init_folder"]
 
 EXAMPLES = (
     "tallystick init ledger-data --origin log.example.com/tallystick",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import api_keys, export, init, issuers, keys, records
+from cli import api_keys, export, init, issuers, keys, records, serve
 from cli.errors import Commands
 from cli.options import Json, command, examples
 
@@ -58,6 +58,7 @@ def version(json: Json = False) -> None:
 
 
 command(app, *init.EXAMPLES)(init.init)
+command(app, *serve.EXAMPLES)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")

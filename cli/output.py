@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fields", "note", "print_error", "print_json", "stderr", "stdout", "table", "write_bytes"]
 
-_PIPED_WIDTH = 160
-"""Columns where stdout is no terminal: wide enough that a table's figures are not cut."""
+_PIPED_WIDTH = 10_000
+"""Columns where stdout is no terminal: no table is folded."""
 
 
 def stdout() -> Console:

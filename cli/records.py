@@ -96,7 +96,8 @@ def _print_records(found: list[dict[str, Any]], models: dict[str, str]) -> None:
     rows = []
     for place in found:
         record = place["record"]
-        method = record.get("energy", {}).get("method", "measured")
+        energy = record.get("energy", {})
+        method = energy.get("method", "measured")
         rows.append(
             (
                 record["id"],
@@ -105,12 +106,13 @@ def _print_records(found: list[dict[str, Any]], models: dict[str, str]) -> None:
                 record.get("tenant", ""),
                 figures.count(record["usage"]["input_tokens"]),
                 figures.count(record["usage"]["output_tokens"]),
-                figures.energy_of(record),
+                figures.energy(energy.get("energy_uj"), method),
+                energy.get("method", ""),
                 figures.carbon(record.get("carbon_ng"), method),
                 f"{place['leaf_index']}/{place['position']}",
             )
         )
-    columns = ("record", "started", "model", "tenant", "in", "out", "energy", "carbon", "leaf")
+    columns = ("record", "started", "model", "tenant", "in", "out", "energy", "how", "carbon", "leaf")
     table(columns, rows, right=("in", "out", "energy", "carbon", "leaf"))
 
 

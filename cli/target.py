@@ -85,6 +85,10 @@ class LocalLedger:
 
         query = dict(query)
         limit, cursor = query.pop("limit", 100), query.pop("cursor", None)
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
+            raise InvalidError(
+                f"{cursor[:40]!r} is not a cursor", remedy="pass `next` of an earlier page", code="bad-cursor"
+            )
         with self._store.read() as connection:
             found, after = queries.records(
                 connection,
@@ -149,6 +153,7 @@ class LocalLedger:
 
     def issuers(self) -> list[dict[str, Any]]:
         """See ``Ledger``."""
+        from ledger.core.cose import encode_cbor
         from ledger.store import queries
 
         with self._store.read() as connection:
@@ -160,6 +165,7 @@ class LocalLedger:
                         {
                             "kid": key.kid.hex(),
                             "algorithm": key.public.name,
+                            "cose_key": encode_cbor(key.public.to_cose_key()).hex(),
                             "added_leaf": key.added_leaf,
                             **({} if key.revoked_leaf is None else {"revoked_leaf": key.revoked_leaf}),
                         }

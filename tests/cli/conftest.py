@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cli.children import free_port
 from cli.folder import Folder
 from cli.main import app
 from ledger.core.keys import PrivateKey
@@ -135,11 +136,11 @@ def service(ledger: LedgerFolder) -> Iterator[RunningService]:
     import urllib3
 
     log = (ledger.path.parent / "service.log").open("wb")
-    command = [sys.executable, "-m", "cli", "serve", str(ledger.path), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "cli", "serve", str(ledger.path), "--port", str(free_port()), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout is not None
-            url = json.loads(process.stdout.readline())["url"]
+            url = json.loads(_first_document(process.stdout))["url"]
             deadline = time.monotonic() + 30
             while True:
                 try:
@@ -154,6 +155,15 @@ def service(ledger: LedgerFolder) -> Iterator[RunningService]:
             process.terminate()
             process.wait(30)
             log.close()
+
+
+def _first_document(stream: IO[str]) -> str:
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if line == "}\n":
+            break
+    return "".join(lines)
 
 
 def log_size(path: Path) -> int:
