@@ -97,8 +97,9 @@ schemas: $(STAMP) ## Write schemas/ from the code
 	$(BIN)/python -m ledger.schemas
 
 .PHONY: docs
-docs: $(STAMP) ## Write docs/reference/cli.md from the commands' help
+docs: $(STAMP) ## Write the parts of docs/ that repeat the code
 	$(BIN)/python -m cli.reference docs/reference/cli.md
+	$(BIN)/python docs/generate.py
 
 # No index address is written: the locks hold names, versions and hashes only.
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
