@@ -7,14 +7,16 @@ generation a millisecond from ``START_US``, so that a real clock accepts them.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from msgspec import UNSET, structs
 
+from ledger.core import cose
 from ledger.core import statements as st
-from ledger.core.cose import encode_cbor
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.merkle import root
 from ledger.core.records import (
@@ -35,6 +37,7 @@ __all__ = [
     "ORIGIN",
     "START_US",
     "Issuer",
+    "Ledger",
     "SealedBatch",
     "batch_body",
     "changed",
@@ -44,7 +47,9 @@ __all__ = [
     "make_record",
     "make_records",
     "make_uuid7",
+    "make_ledger",
     "seal_lines",
+    "sign_raw",
 ]
 
 ORIGIN = "log.example.com/tallystick"
@@ -142,7 +147,7 @@ class SealedBatch:
 
 def batch_body(entry: bytes, lines: bytes) -> bytes:
     """The CBOR array that ``POST /batches`` takes."""
-    return encode_cbor([entry, lines])
+    return cose.encode_cbor([entry, lines])
 
 
 @dataclass
@@ -211,6 +216,77 @@ def seal_lines(
     return SealedBatch(statement, lines)
 
 
+def sign_raw(
+    issuer: Issuer,
+    payload: bytes,
+    *,
+    subject: str = "tallystick:test",
+    header: dict[int, Any] | None = None,
+    key: PrivateKey | None = None,
+) -> bytes:
+    """A COSE_Sign1 over any payload, right or wrong, with a statement's header. The chain does not move."""
+    full = {
+        cose.CONTENT_TYPE: st.CONTENT_TYPE,
+        cose.CWT_CLAIMS: {cose.CWT_ISS: issuer.name, cose.CWT_SUB: subject},
+        **(header or {}),
+    }
+    return cose.encode_sign1(cose.sign1(full, payload, key or issuer.key))
+
+
 def changed(payload: _P, **changes: Any) -> _P:
     """``payload`` with some fields replaced."""
     return structs.replace(payload, **changes)
+
+
+@dataclass
+class Ledger:
+    """A store with a log: genesis (leaf 0), one issuer's key (leaf 1), one deployment (leaf 2)."""
+
+    store: Any
+    log_key: PrivateKey
+    issuer: Issuer
+    deployment: Deployment
+
+    @property
+    def digest(self) -> str:
+        """The deployment's digest."""
+        return document_digest(self.deployment)
+
+    def append(self, *items: st.SignedStatement | SealedBatch) -> list[Any]:
+        """Log statements and batches through a sequencer of their own; their registrations."""
+        from ledger.store import Limits, Sequencer, prepare_statement
+
+        sequencer = Sequencer(self.store, self.log_key)
+        sequencer.start()
+        try:
+            futures = []
+            for item in items:
+                batch = isinstance(item, SealedBatch)
+                prepared = prepare_statement(
+                    item.statement.entry if batch else item.entry,
+                    item.lines if batch else None,
+                    key_of=lambda issuer, kid: self.issuer.key.public,
+                    now_us=time.time_ns() // 1000,
+                    limits=Limits(),
+                )
+                futures.append(sequencer.submit(prepared))
+            return [future.result(30) for future in futures]
+        finally:
+            sequencer.stop()
+
+
+def make_ledger(directory: Path) -> Ledger:
+    """A SQLite store in ``directory`` (``ledger.db``) as ``Ledger`` describes it. Close its store in the end."""
+    from ledger.store import Sequencer, migrate, open_store
+    from ledger.store.append import create_log
+
+    store, log_key, issuer = open_store(directory / "ledger.db"), generate_key(), Issuer()
+    migrate(store)
+    create_log(store, log_key, ORIGIN)
+    sequencer = Sequencer(store, log_key)
+    sequencer.start()
+    sequencer.add_key(issuer.name, issuer.key.public).result(30)
+    sequencer.stop()
+    ledger = Ledger(store, log_key, issuer, make_deployment())
+    ledger.append(issuer.deployment(ledger.deployment))
+    return ledger
