@@ -32,17 +32,9 @@ from ledger.core.note import ED25519, VerifierKey
 from ledger.core.statements import IssuerKey, check_issuer_id
 from ledger.core.tiles import TileReader
 from ledger.store import queries
-from ledger.store._transaction import (
-    Item,
-    Log,
-    Outcome,
-    OwnStatement,
-    Registration,
-    Tip,
-    append_group,
-    load_tip,
-    table,
-)
+from ledger.store._tip import Tip, load_tip, table
+from ledger.store._transaction import Item, Outcome, OwnStatement, append_group
+from ledger.store._write import Log, Registration
 from ledger.store.engine import Store
 from ledger.store.prepare import Prepared
 from ledger.store.tables import LogHead
@@ -56,6 +48,9 @@ MAX_GROUP_RECORDS = 65_536
 """Bounds on one transaction: beyond them a longer one saves nothing and delays its first statement."""
 MAX_WAITING = 4_096
 """Statements that may wait. More than this and callers are told to come back."""
+
+PUBLISH_INTERVAL_S = 0.1
+"""Between two writes of the published checkpoint: it is there to notice restored copies, which are older."""
 
 _Work: TypeAlias = tuple[Item, "Future[Registration]"]
 
@@ -152,6 +147,7 @@ class Sequencer:
         self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._tip: Tip | None = None
         self._thread: threading.Thread | None = None
+        self._publish_next = 0.0
         self._closed = threading.Event()
         with store.read() as connection:
             self.log = Log(queries.log_head(connection).origin, log_key)
@@ -298,8 +294,10 @@ class Sequencer:
         return outcomes, checkpoint, tip.size
 
     def _publish(self, checkpoint: bytes) -> None:
-        if self._published is None:
+        now = time.monotonic()
+        if self._published is None or now < self._publish_next:
             return
+        self._publish_next = now + PUBLISH_INTERVAL_S
         try:
             temporary = self._published.with_suffix(".new")
             temporary.write_bytes(checkpoint)

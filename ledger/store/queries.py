@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Select, and_, func, select
 
 from ledger import zstd
@@ -513,7 +514,6 @@ def rollups(
             query = query.where(column == value)
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row in connection.execute(query):
-        mapping = row._mapping
         values = {
             "hour": row.hour * 3600,
             "day": row.hour // 24 * 86_400,
@@ -522,7 +522,7 @@ def rollups(
             "tenant": row.tenant,
         }
         key = tuple(values[name] for name in by)
-        sums = [mapping[name] for name in ROLLUP_SUMS]
+        sums = msgspec.json.decode(row.sums, type=list[int])
         before = groups.get(key)
         groups[key] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
     return [

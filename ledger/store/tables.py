@@ -12,15 +12,11 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
-    Dialect,
     Index,
     Integer,
     LargeBinary,
-    Numeric,
-    Text,
     UniqueConstraint,
 )
-from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
 __all__ = [
@@ -43,24 +39,6 @@ PLACES_PER_LEAF = 4096
 """``place`` = leaf index * 4096 + position: one integer orders all records of the log."""
 
 
-class ExactInteger(TypeDecorator[int]):
-    """Integers of any size: NUMERIC where there is one, decimal text in SQLite, whose sums overflow."""
-
-    impl = Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(Text())
-        return dialect.type_descriptor(Numeric(38, 0))
-
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
-        return str(value) if value is not None and dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
-        return None if value is None else int(value)
-
-
 # SQLite makes a key its row number only if the type is spelled INTEGER; all its integers have 64 bits.
 _Big = BigInteger().with_variant(Integer, "sqlite")
 
@@ -71,10 +49,6 @@ def _big(**options: Any) -> Any:
 
 def _blob(**options: Any) -> Any:
     return Field(sa_column=Column(LargeBinary, **options))
-
-
-def _exact() -> Any:
-    return Field(sa_column=Column(ExactInteger, nullable=False))
 
 
 class LogHead(SQLModel, table=True):
@@ -167,8 +141,8 @@ class BatchSlice(SQLModel, table=True):
 class Rollup(SQLModel, table=True):
     """Sums over the records that started within one hour, by tenant and deployment.
 
-    A sum is over the records that have the figure; the ``*_records`` counts say how many those are.
-    ``energy_low_uj`` and ``energy_high_uj`` count a record without a range at its figure.
+    ``sums`` is a JSON array of integers in the order of ``ROLLUP_SUMS``: they may pass 64 bits, and one column
+    is written much faster than two dozen.
     """
 
     __tablename__ = "rollup"
@@ -176,31 +150,36 @@ class Rollup(SQLModel, table=True):
     hour: int = Field(primary_key=True)
     tenant: str = Field(primary_key=True)
     deployment: str = Field(primary_key=True)
-    records: int = _exact()
-    input_tokens: int = _exact()
-    output_tokens: int = _exact()
-    cached_input_records: int = _exact()
-    cached_input_tokens: int = _exact()
-    reasoning_records: int = _exact()
-    reasoning_tokens: int = _exact()
-    measured_records: int = _exact()
-    modelled_records: int = _exact()
-    estimated_records: int = _exact()
-    energy_uj: int = _exact()
-    energy_low_uj: int = _exact()
-    energy_high_uj: int = _exact()
-    carbon_records: int = _exact()
-    carbon_ng: int = _exact()
-    carbon_market_records: int = _exact()
-    carbon_market_ng: int = _exact()
-    embodied_records: int = _exact()
-    embodied_ng: int = _exact()
-    water_records: int = _exact()
-    water_nl: int = _exact()
+    sums: str
 
 
-ROLLUP_SUMS = tuple(name for name in Rollup.model_fields if name not in ("hour", "tenant", "deployment"))
-"""The summed columns, in the order in which ``prepare`` computes them."""
+ROLLUP_SUMS = (
+    "records",
+    "input_tokens",
+    "output_tokens",
+    "cached_input_records",
+    "cached_input_tokens",
+    "reasoning_records",
+    "reasoning_tokens",
+    "measured_records",
+    "modelled_records",
+    "estimated_records",
+    "energy_uj",
+    "energy_low_uj",
+    "energy_high_uj",
+    "carbon_records",
+    "carbon_ng",
+    "carbon_market_records",
+    "carbon_market_ng",
+    "embodied_records",
+    "embodied_ng",
+    "water_records",
+    "water_nl",
+)
+"""What a roll-up sums. A sum is over the records that have the figure; ``*_records`` say how many those are.
+
+``energy_low_uj`` and ``energy_high_uj`` count a record without a range at its figure.
+"""
 
 
 class Issuer(SQLModel, table=True):

@@ -7,7 +7,6 @@ from alembic import op
 
 # Frozen copies of the column types as they were: a migration does not follow later code.
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-EXACT = sa.Text().with_variant(sa.Numeric(38, 0), "postgresql")
 
 revision: str = "0001"
 down_revision: str | Sequence[str] | None = None
@@ -86,27 +85,7 @@ def upgrade() -> None:
         sa.Column("hour", sa.Integer(), nullable=False),
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("deployment", sa.String(), nullable=False),
-        sa.Column("records", EXACT, nullable=False),
-        sa.Column("input_tokens", EXACT, nullable=False),
-        sa.Column("output_tokens", EXACT, nullable=False),
-        sa.Column("cached_input_records", EXACT, nullable=False),
-        sa.Column("cached_input_tokens", EXACT, nullable=False),
-        sa.Column("reasoning_records", EXACT, nullable=False),
-        sa.Column("reasoning_tokens", EXACT, nullable=False),
-        sa.Column("measured_records", EXACT, nullable=False),
-        sa.Column("modelled_records", EXACT, nullable=False),
-        sa.Column("estimated_records", EXACT, nullable=False),
-        sa.Column("energy_uj", EXACT, nullable=False),
-        sa.Column("energy_low_uj", EXACT, nullable=False),
-        sa.Column("energy_high_uj", EXACT, nullable=False),
-        sa.Column("carbon_records", EXACT, nullable=False),
-        sa.Column("carbon_ng", EXACT, nullable=False),
-        sa.Column("carbon_market_records", EXACT, nullable=False),
-        sa.Column("carbon_market_ng", EXACT, nullable=False),
-        sa.Column("embodied_records", EXACT, nullable=False),
-        sa.Column("embodied_ng", EXACT, nullable=False),
-        sa.Column("water_records", EXACT, nullable=False),
-        sa.Column("water_nl", EXACT, nullable=False),
+        sa.Column("sums", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("hour", "tenant", "deployment"),
     )
     op.create_table(

@@ -1,0 +1,179 @@
+"""Accepting one statement: the checks that depend on the log's state, inside the appending transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UNSET
+from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ledger.core import cose
+from ledger.core.chain import ChainHead, next_head
+from ledger.core.errors import InvalidError, RefusedError
+from ledger.core.keys import parse_cose_key
+from ledger.core.records import decode_deployment
+from ledger.core.statements import Batch, DeploymentStatement, IssuerKey
+from ledger.store import queries
+from ledger.store._sql import insert_rows
+from ledger.store._tip import Tip, table
+from ledger.store.prepare import Prepared
+from ledger.store.tables import PLACES_PER_LEAF, Document, Issuer, IssuerKeyRow, RecordIndex
+
+__all__ = ["Accepted", "accept", "chain_head"]
+
+
+@dataclass
+class Accepted:
+    """What one group adds, gathered before the tree is written. ``heads`` are the chains that it moves."""
+
+    prepared: list[Prepared] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    by_hash: dict[bytes, int] = field(default_factory=dict)
+    heads: dict[str, ChainHead] = field(default_factory=dict)
+    documents: set[str] = field(default_factory=set)
+    revoked: set[bytes] = field(default_factory=set)
+
+
+def chain_head(connection: Connection, tip: Tip, accepted: Accepted, issuer: str) -> ChainHead:
+    """Where ``issuer``'s chain stands, this group's statements included."""
+    head = accepted.heads.get(issuer) or tip.known.heads.get(issuer)
+    if head is None:
+        issuers = table(Issuer)
+        row = connection.execute(select(issuers).where(issuers.c.issuer == issuer)).one_or_none()
+        head = ChainHead() if row is None else ChainHead(row.next_seq, row.last_leaf)
+        tip.known.heads[issuer] = head
+    return head
+
+
+def accept(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared) -> None:
+    """Check ``prepared`` against the log's state, and write what only it concerns: ids, key, document.
+
+    Raises:
+        TallystickError: it may not be appended. The transaction is as it was.
+    """
+    statement, payload = prepared.statement, prepared.statement.payload
+    _check_in_force(connection, tip, accepted, prepared)
+    head = next_head(chain_head(connection, tip, accepted, statement.issuer), statement)
+    leaf_index = tip.size + len(accepted.prepared)
+    if isinstance(payload, Batch):
+        _check_documents(connection, tip, accepted, {*payload.deployments, *payload.factors})
+    if prepared.records is not None:
+        _claim_ids(connection, prepared.records.ids, leaf_index)
+    if isinstance(payload, IssuerKey):
+        _apply_key(connection, accepted, payload, leaf_index)
+    if prepared.document is not None:
+        _publish(connection, prepared, leaf_index)
+        accepted.documents.add(prepared.document[0])
+    accepted.heads[statement.issuer] = head
+    accepted.by_hash[prepared.leaf_hash] = leaf_index
+    accepted.prepared.append(prepared)
+
+
+def _check_in_force(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared) -> None:
+    kid = prepared.statement.kid
+    if kid in accepted.revoked:
+        raise queries.revoked_key(prepared.statement.issuer, kid)
+    if kid in tip.known.keys_in_force or prepared.own:
+        return
+    keys = table(IssuerKeyRow)
+    row = connection.execute(select(keys.c.revoked_leaf).where(keys.c.kid == kid)).one_or_none()
+    if row is None or row.revoked_leaf is not None:
+        raise queries.revoked_key(prepared.statement.issuer, kid)
+    tip.known.keys_in_force.add(kid)
+
+
+def _check_documents(connection: Connection, tip: Tip, accepted: Accepted, wanted: set[str]) -> None:
+    wanted = wanted - tip.known.documents - accepted.documents
+    if not wanted:
+        return
+    documents = table(Document)
+    query = select(documents.c.digest).where(documents.c.digest.in_(bindparam("digests", expanding=True)))
+    found = {row.digest for row in connection.execute(query, {"digests": list(wanted)})}
+    tip.known.documents |= found
+    missing = wanted - found
+    if missing:
+        raise RefusedError(
+            f"deployment or factor set {min(missing)} is not in the log",
+            where="statement",
+            remedy="log its `deployment` or `factors` statement first",
+            code="unknown-document",
+        )
+
+
+def _claim_ids(connection: Connection, ids: list[bytes], leaf_index: int) -> None:
+    first = leaf_index * PLACES_PER_LEAF
+    rows = list(zip(ids, range(first, first + len(ids)), strict=True))
+    connection.exec_driver_sql("SAVEPOINT record_ids")
+    try:
+        insert_rows(connection, RecordIndex, rows)
+    except IntegrityError:
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT record_ids")
+        raise _double_id(connection, ids) from None
+    finally:
+        connection.exec_driver_sql("RELEASE SAVEPOINT record_ids")
+
+
+def _double_id(connection: Connection, ids: list[bytes]) -> Exception:
+    index = table(RecordIndex)
+    for position, each in enumerate(ids):
+        row = connection.execute(select(index.c.place).where(index.c.id == each)).one_or_none()
+        if row is not None:
+            return RefusedError(
+                f"record id {each.hex()} is in the log already, at leaf {row.place // PLACES_PER_LEAF}",
+                where=f"records[{position}]",
+                remedy="give each record a new UUIDv7; a resend must repeat the statement unchanged",
+                code="duplicate-record",
+            )
+    return AssertionError("record ids conflict, but none is in the log")
+
+
+def _apply_key(connection: Connection, accepted: Accepted, change: IssuerKey, leaf_index: int) -> None:
+    keys, issuers = table(IssuerKeyRow), table(Issuer)
+    kid = bytes.fromhex(change.kid)
+    present = connection.execute(select(keys).where(keys.c.kid == kid)).one_or_none()
+    if change.action == "revoke":
+        if present is None or present.issuer != change.issuer or present.revoked_leaf is not None:
+            raise RefusedError(
+                f"{change.issuer} has no key {change.kid} to revoke", where="statement", code="unknown-key"
+            )
+        connection.execute(update(keys).where(keys.c.kid == kid).values(revoked_leaf=leaf_index))
+        accepted.revoked.add(kid)
+        return
+    if present is not None:
+        raise RefusedError(
+            f"key {change.kid} is registered already, for {present.issuer}",
+            where="statement",
+            remedy="make a new key for each issuer; a revoked key never comes back",
+            code="key-exists",
+        )
+    if change.key is UNSET:
+        raise InvalidError("the key is missing", where="statement", code="malformed-statement")
+    encoded = bytes.fromhex(change.key)
+    public = parse_cose_key(cose.decode_cbor(encoded, where="key"))
+    if public.kid != kid:
+        raise InvalidError("kid is not the thumbprint of the key", where="statement", code="bad-key")
+    if connection.execute(select(issuers).where(issuers.c.issuer == change.issuer)).one_or_none() is None:
+        connection.execute(insert(issuers).values(issuer=change.issuer, next_seq=0, last_leaf=None))
+    connection.execute(
+        insert(keys).values(
+            kid=kid, issuer=change.issuer, alg=public.alg, cose_key=encoded, added_leaf=leaf_index
+        )
+    )
+
+
+def _publish(connection: Connection, prepared: Prepared, leaf_index: int) -> None:
+    assert prepared.document is not None  # noqa: S101 - the caller looked
+    digest, body = prepared.document
+    documents = table(Document)
+    if connection.execute(select(documents.c.digest).where(documents.c.digest == digest)).one_or_none():
+        return  # published before, perhaps by another issuer: the first leaf stays the reference
+    values: dict[str, Any] = {"digest": digest, "leaf_index": leaf_index, "body": body}
+    if isinstance(prepared.statement.payload, DeploymentStatement):
+        deployment = decode_deployment(body)
+        version = None if deployment.version is UNSET else deployment.version
+        values |= {"kind": "deployment", "model": deployment.model, "version": version}
+    else:
+        values |= {"kind": "factors", "model": None, "version": None}
+    connection.execute(insert(documents).values(values))
