@@ -1,0 +1,231 @@
+"""Owns the step from what serving code reported to a canonical record: commitments, energy, carbon, checks.
+
+Runs on the background thread. A report that cannot become a valid record is refused here, alone, so that it
+cannot spoil the batch of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from ledger.core.canonical import encode_canonical
+from ledger.core.commitments import commit_request, commit_text, commit_tokens, record_salt
+from ledger.core.errors import InvalidError
+from ledger.core.records import (
+    Commitment,
+    Deployment,
+    Energy,
+    FactorSet,
+    Quality,
+    Record,
+    Usage,
+    decode_deployment,
+    decode_factor_set,
+    decode_record,
+    document_digest,
+    encode_record,
+)
+from ledger.emit.identity import NO_TENANT, Tenants
+from ledger.energy.estimation import estimate_from_power
+from ledger.energy.factors import figures
+
+__all__ = ["Composed", "Composer", "Report", "checked_deployment", "checked_factors"]
+
+_T = TypeVar("_T")
+
+_MAX_AHEAD_US = 60_000_000
+"""A minute ahead of our clock at most; the ledger allows five, so clocks that differ a little do no harm."""
+_MIN_TIME_US = 1_577_836_800_000_000
+"""2020, the ledger's bound: a smaller time is a clock that was never set, or another unit."""
+_MAX_REASON = 32
+_is_reason = re.compile("[a-z][a-z_]{0,31}").fullmatch
+
+
+class Report(NamedTuple):
+    """What ``Recorder.record`` was called with; there it is a plain tuple, which is faster to make."""
+
+    id: str
+    usage: Usage
+    started_us: int
+    ended_us: int
+    first_token_us: int | None
+    busy_us: int | None
+    input_ids: Sequence[int] | None
+    output_ids: Sequence[int] | None
+    input_text: str | None
+    output_text: str | None
+    finish_reason: str | None
+    request_id: str | None
+    tenant: str | None
+    deployment: Deployment | None
+    parent: str | None
+    energy: Energy | None
+    quality: dict[str, Quality] | None
+    cost_nano: int | None
+    currency: str | None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A record, its canonical bytes, and the deployment that its batch needs published."""
+
+    record: Record
+    line: bytes
+    deployment: Deployment
+
+
+class Composer:
+    """Makes records. Used by one thread.
+
+    Args:
+        deployment: for reports that name none.
+        factors: turns energy into carbon and water; None records energy alone.
+        tenants: gives the keys that salts derive from.
+    """
+
+    def __init__(self, deployment: Deployment | None, factors: FactorSet | None, tenants: Tenants) -> None:
+        self.factors = factors
+        self._factors_digest = UNSET if factors is None else document_digest(factors)
+        self._deployment = deployment
+        self._tenants = tenants
+        self._keys: dict[str, bytes] = {}
+        self._digests: dict[Deployment, str] = {}
+
+    def prepare(self, reports: Sequence[Report]) -> None:
+        """Fetch the keys of the tenants in ``reports``; ``compose`` needs them.
+
+        Raises:
+            OSError: the secret of a new tenant could not be stored.
+        """
+        self._keys = self._tenants.keys({_tenant_name(report) for report in reports})
+
+    def compose(self, report: Report, now_us: int) -> Composed:
+        """Make the record of one report.
+
+        Raises:
+            InvalidError: it cannot become a valid record.
+        """
+        if not _MIN_TIME_US <= report.started_us <= report.ended_us <= now_us + _MAX_AHEAD_US:
+            raise InvalidError(
+                f"started_us {report.started_us} and ended_us {report.ended_us} are not a time span of the past",
+                where=report.id,
+                remedy="pass Unix microseconds",
+                code="bad-time",
+            )
+        deployment = report.deployment or self._deployment
+        if deployment is None:
+            raise InvalidError(
+                "no deployment is known",
+                where=report.id,
+                remedy="give one to Recorder or to record",
+                code="no-deployment",
+            )
+        digest = self._digests.get(deployment)
+        if digest is None:
+            digest = self._digests[deployment] = document_digest(checked_deployment(deployment))
+        name = _tenant_name(report)
+        key = self._keys[name]
+        energy = report.energy or _modelled(deployment, report.busy_us)
+        carbon = (
+            None
+            if energy is None or self.factors is None
+            else figures(energy, self.factors, report.busy_us or 0)
+        )
+        record = Record(
+            id=report.id,
+            deployment=digest,
+            started_us=report.started_us,
+            ended_us=report.ended_us,
+            usage=report.usage,
+            first_token_us=_given(report.first_token_us),
+            finish_reason=_plain_reason(report.finish_reason),
+            request=(
+                UNSET
+                if report.request_id is None
+                else commit_request(report.request_id, record_salt(key, report.id, "request")).hex()
+            ),
+            tenant=UNSET if name == NO_TENANT else self._tenants.pseudonym(name),
+            factors=UNSET if carbon is None else self._factors_digest,
+            input=_commitment(report.input_ids, report.input_text, key, report.id, "input"),
+            output=_commitment(report.output_ids, report.output_text, key, report.id, "output"),
+            energy=_given(energy),
+            carbon_ng=UNSET if carbon is None else carbon.carbon_ng,
+            carbon_low_ng=UNSET if carbon is None else _given(carbon.carbon_low_ng),
+            carbon_high_ng=UNSET if carbon is None else _given(carbon.carbon_high_ng),
+            carbon_market_ng=UNSET if carbon is None else _given(carbon.carbon_market_ng),
+            # Without the machine time of this generation alone, its share of the hardware is not known.
+            embodied_ng=UNSET if carbon is None or report.busy_us is None else _given(carbon.embodied_ng),
+            water_nl=UNSET if carbon is None else _given(carbon.water_nl),
+            cost_nano=_given(report.cost_nano),
+            currency=_given(report.currency),
+            quality=report.quality or UNSET,
+            parent=_given(report.parent),
+        )
+        try:
+            line = encode_record(record)
+        except (TypeError, ValueError, OverflowError) as error:  # a value of another type than stated
+            raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
+        # What a reader would refuse must not be signed; reading back also fixes the types of all values.
+        return Composed(decode_record(line, where=report.id), line, deployment)
+
+
+def checked_deployment(deployment: Deployment) -> Deployment:
+    """Return ``deployment`` if every reader accepts it.
+
+    Raises:
+        InvalidError: a value has the wrong type or form.
+    """
+    decode_deployment(encode_canonical(deployment))
+    return deployment
+
+
+def checked_factors(factors: FactorSet) -> FactorSet:
+    """Return ``factors`` if every reader accepts it.
+
+    Raises:
+        InvalidError: a value has the wrong type or form.
+    """
+    decode_factor_set(encode_canonical(factors))
+    return factors
+
+
+def _given(value: _T | None) -> _T | UnsetType:
+    return UNSET if value is None else value
+
+
+def _tenant_name(report: Report) -> str:
+    return NO_TENANT if report.tenant is None else report.tenant
+
+
+def _plain_reason(reason: str | None) -> str | UnsetType:
+    """The finish reason in the form that records have: lower-case words joined by underscores."""
+    if not reason:
+        return UNSET
+    if _is_reason(reason):
+        return reason
+    return re.sub("[^a-z]+", "_", reason.lower()).strip("_")[:_MAX_REASON] or UNSET
+
+
+def _commitment(
+    ids: Sequence[int] | None, text: str | None, key: bytes, record_id: str, purpose: str
+) -> Commitment | UnsetType:
+    if ids is not None:
+        return Commitment(digest=commit_tokens(ids, record_salt(key, record_id, purpose)).hex(), of="tokens")
+    if text is not None:
+        return Commitment(digest=commit_text(text, record_salt(key, record_id, purpose)).hex(), of="text")
+    return UNSET
+
+
+def _modelled(deployment: Deployment, busy_us: int | None) -> Energy | None:
+    """Energy from the deployment's rated power, where the engine gave machine time but no energy."""
+    if busy_us is None or deployment.power_mw is UNSET:
+        return None
+    count = 1 if deployment.accelerators is UNSET else deployment.accelerators
+    return estimate_from_power(
+        busy_us=busy_us, power_mw=deployment.power_mw * count, source="rated power of the deployment"
+    )

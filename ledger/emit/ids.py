@@ -1,0 +1,63 @@
+"""Owns record ids: UUID version 7 (RFC 9562 section 5.7), made on the serving thread without a system call.
+
+After the 48 bits of milliseconds come a counter of 36 bits that never goes back (RFC 9562 section 6.2, method
+1) and 38 bits that are random for each process: ids sort in the order in which a process made them, and two
+processes do not collide. The text is put together from tables, a third of the time of formatting numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+__all__ = ["GIVEN", "SETTLED", "RecordIds"]
+
+GIVEN, SETTLED = 0, 1
+"""Places of the two marks: the count of ids given, and of those whose records are safe or known lost."""
+
+_NS_PER_MS = 1_000_000
+_HEX3 = [f"{n:03x}" for n in range(4096)]
+_HEX3_DASH = [f"{n:03x}-" for n in range(4096)]
+
+
+class RecordIds:
+    """Gives out ids and leaves the running count in ``marks[GIVEN]``.
+
+    Owned by one process; any thread may call ``new``. ``marks`` is an array of two unsigned 64-bit numbers:
+    plain memory at first, later the session's file, where the count outlives a kill.
+    """
+
+    __slots__ = ("_count", "_offset_ns", "_stamp", "_tail", "_variant", "marks")
+
+    def __init__(self) -> None:
+        noise = int.from_bytes(os.urandom(12), "big")
+        variant = "89ab"[noise & 3]
+        self._variant = [f"{variant}{each}" for each in _HEX3_DASH]
+        self._tail = f"{noise >> 2 & (1 << 36) - 1:09x}"
+        # The counter starts at random in the lower half of its range, so that 2^35 ids come before it wraps.
+        start = noise >> 40 & (1 << 35) - 1 or 1
+        self._count = itertools.count(start).__next__
+        self.marks = memoryview(bytearray(16)).cast("Q")
+        self.marks[GIVEN] = self.marks[SETTLED] = start - 1
+        self._offset_ns = 0
+        self._stamp = (0, "")
+        self.follow_clock()
+
+    def follow_clock(self) -> None:
+        """Catch up with the wall clock. Ids follow the monotonic clock: they never step back with the other."""
+        self._offset_ns = max(self._offset_ns, time.time_ns() - time.monotonic_ns())
+
+    def new(self) -> str:
+        """Return the next id."""
+        milliseconds = (time.monotonic_ns() + self._offset_ns) // _NS_PER_MS
+        stamp = self._stamp
+        if stamp[0] != milliseconds:
+            text = f"{milliseconds:012x}"
+            self._stamp = stamp = (milliseconds, f"{text[:8]}-{text[8:]}-7")
+        count = self._count()
+        self.marks[GIVEN] = count
+        return (
+            f"{stamp[1]}{_HEX3_DASH[count >> 24 & 4095]}{self._variant[count >> 12 & 4095]}"
+            f"{_HEX3[count & 4095]}{self._tail}"
+        )

@@ -1,0 +1,501 @@
+"""Owns ``Recorder``, what serving code imports: it takes reports in a microsecond and loses none silently."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ledger.core.errors import InvalidError, RefusedError, TallystickError
+from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.receipts import decode_receipt, verify_receipt
+from ledger.core.records import Deployment, Energy, FactorSet, Quality, Usage
+from ledger.core.statements import MAX_BATCH_RECORDS, SignedStatement
+from ledger.emit._disk import locked_file
+from ledger.emit.client import Client
+from ledger.emit.compose import Composer, checked_deployment, checked_factors
+from ledger.emit.deliveries import Deliveries, RecordReceipt
+from ledger.emit.identity import Tenants, default_issuer, default_spool, load_issuer_key, load_secret
+from ledger.emit.sealer import Inbox, Sealer
+from ledger.emit.sender import LogIdentity, Sender, parse_log_key
+from ledger.emit.shipper import Shipper
+from ledger.emit.spool import Spool
+from ledger.keyfiles import load_private_key
+
+__all__ = ["Recorder", "Status"]
+
+_EXIT_S = 5.0
+"""How long the interpreter's exit may wait for the ledger. What is not sent by then waits in the spool."""
+_FULL_POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the emitter is doing.
+
+    Attributes:
+        issuer: under this name the ledger must know the key.
+        queued: records in memory, not sealed yet.
+        spooled: statements in the spool whose receipt is not here yet (of all processes that share it).
+        sent: statements that this process delivered.
+        dropped: records that this process lost (queue full) or rejected (invalid); the chain tells them.
+        problem: what is wrong now, None if nothing is.
+        blocked: the problem will not go away until somebody acts.
+        torn: spool files that were found cut or changed and set aside.
+    """
+
+    issuer: str
+    queued: int
+    spooled: int
+    sent: int
+    dropped: int
+    problem: str | None
+    blocked: bool
+    torn: tuple[str, ...]
+
+
+class Recorder:
+    """Records what a model generated, seals it into signed statements, and brings them to a ledger.
+
+    ``record`` only puts its arguments into a queue. A background thread commits to the content, signs, and
+    writes to the spool on disk; another sends and waits for receipts. Safe to use from any thread, and after
+    a fork; several processes may use one spool directory.
+
+    Args:
+        url: the ledger. None keeps statements in the spool. Environment: TALLYSTICK_URL.
+        api_key: with scope ``emit``. Environment: TALLYSTICK_API_KEY.
+        log_key: the log's verifier key text, or a path to a file with it. Receipts are verified with it;
+            without it, nothing is ever deleted from the spool. Environment: TALLYSTICK_LOG_KEY.
+        spool: directory of this issuer's chain; keep it on a disk that outlives the process. Environment:
+            TALLYSTICK_SPOOL; default: ``~/.local/state/tallystick/spool``.
+        issuer: name under which the ledger knows the key. Environment: TALLYSTICK_ISSUER; default: made once
+            for each spool, from the host's name and a random part.
+        key: signing key or its PEM file. Environment: TALLYSTICK_KEY; default: made once in the spool.
+        secret: file of the issuer's secret, from which salts derive; made if missing. Back it up: without it
+            no commitment can be opened.
+        tenants: file of the tenants' secrets; made if missing.
+        deployment: what generates, for calls of ``record`` that name none.
+        factors: turns energy into carbon and water.
+        max_records: seal a batch at this many records,
+        max_age_s: or when the oldest is this old.
+        queue_limit: how many records may wait in memory.
+        when_full: ``drop`` counts the record as dropped; ``block`` waits for room.
+        heartbeat_s: give a sign of life when nothing was sealed for so long; None for none.
+        spool_limit_bytes: how much the spool may take; beyond it, records wait in memory.
+        keep_receipts: for how many of the newest records ``receipt_for`` can answer.
+
+    Raises:
+        InvalidError: an argument is not usable.
+        RefusedError: the spool belongs to another issuer.
+        UnavailableError: the spool cannot be opened.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        log_key: str | Path | None = None,
+        spool: str | Path | None = None,
+        issuer: str | None = None,
+        key: PrivateKey | str | Path | None = None,
+        secret: str | Path | None = None,
+        tenants: str | Path | None = None,
+        deployment: Deployment | None = None,
+        factors: FactorSet | None = None,
+        max_records: int = MAX_BATCH_RECORDS,
+        max_age_s: float = 1.0,
+        queue_limit: int = 65_536,
+        when_full: Literal["drop", "block"] = "drop",
+        heartbeat_s: float | None = 60.0,
+        spool_limit_bytes: int = 4 << 30,
+        keep_receipts: int = 10_000,
+    ) -> None:
+        if not 1 <= max_records <= MAX_BATCH_RECORDS or queue_limit < 1 or max_age_s < 0:
+            raise InvalidError(
+                "max_records, queue_limit or max_age_s is out of range",
+                remedy=f"use 1 to {MAX_BATCH_RECORDS} records, a queue of at least 1, and an age of at least 0",
+                code="bad-setting",
+            )
+        if when_full not in ("drop", "block"):
+            raise InvalidError("when_full is neither drop nor block", code="bad-setting")
+        environment = os.environ
+        self._url = url or environment.get("TALLYSTICK_URL") or None
+        self._api_key = api_key or environment.get("TALLYSTICK_API_KEY") or None
+        self._log = _read_log_key(log_key or environment.get("TALLYSTICK_LOG_KEY"))
+        if self._url is not None:
+            Client(self._url, self._api_key)  # refuse unusable ones now, not on a background thread
+        self._deployment = None if deployment is None else checked_deployment(deployment)
+        self._factors = None if factors is None else checked_factors(factors)
+
+        directory = Path(spool or environment.get("TALLYSTICK_SPOOL") or default_spool())
+        self._spool = _open_spool(
+            directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes
+        )
+        with locked_file(directory / "identity.lock"):
+            self._key = _load_key(key or environment.get("TALLYSTICK_KEY"), directory)
+            self._secret = load_secret(Path(secret or directory / "issuer.secret"))
+        self._tenants_path = Path(tenants or directory / "tenants")
+
+        self._max_records = max_records
+        self._max_age_s = max_age_s
+        self._heartbeat_s = heartbeat_s
+        self._keep_receipts = keep_receipts
+        self._queue_limit = queue_limit
+        self._block = when_full == "block"
+        self._closed = False
+        self._limit = queue_limit  # 0 once closed
+        self._begin()
+        self._sealer.open_session()
+        _recorders.add(self)
+        if self._spool.waiting():
+            self._rouse()  # left by an earlier process
+
+    def _begin(self) -> None:
+        """Make everything that belongs to one process."""
+        self._inbox = Inbox()
+        self._start_lock = threading.Lock()  # guards the start of the threads
+        self._threads: list[threading.Thread] = []
+        self._deliveries = Deliveries(self._keep_receipts)
+        self._shipper: Shipper | None = None
+        if self._url is not None:
+            client = Client(self._url, self._api_key)
+            self._shipper = Shipper(
+                Sender(self._spool, client, self._log), self._spool, self._deliveries, client
+            )
+        tenants = Tenants(self._tenants_path, self._secret)
+        self._sealer = Sealer(
+            self._inbox,
+            self._spool,
+            self._key,
+            Composer(self._deployment, self._factors, tenants),
+            self._deliveries,
+            (lambda: None) if self._shipper is None else self._shipper.wake,
+            max_records=self._max_records,
+            max_age_s=self._max_age_s,
+            heartbeat_s=self._heartbeat_s,
+        )
+
+    # --- recording -----------------------------------------------------------------------------------
+
+    def record(
+        self,
+        *,
+        usage: Usage,
+        started_us: int,
+        ended_us: int,
+        first_token_us: int | None = None,
+        busy_us: int | None = None,
+        input_ids: Sequence[int] | None = None,
+        output_ids: Sequence[int] | None = None,
+        input_text: str | None = None,
+        output_text: str | None = None,
+        finish_reason: str | None = None,
+        request_id: str | None = None,
+        tenant: str | None = None,
+        deployment: Deployment | None = None,
+        parent: str | None = None,
+        energy: Energy | None = None,
+        quality: dict[str, Quality] | None = None,
+        cost_nano: int | None = None,
+        currency: str | None = None,
+    ) -> str:
+        """Record one generation; return the record's id at once.
+
+        Nothing is checked here: what turns out to be invalid is logged and counted as dropped. The arguments
+        are not copied, so do not change a list of ids after the call.
+
+        Args:
+            usage: token counts, as the engine reports them.
+            started_us: when the request came, Unix microseconds.
+            ended_us: when its last token was there.
+            first_token_us: when its first token was there.
+            busy_us: machine time of this generation alone, other requests' shares taken out.
+            input_ids: token ids of the prompt; a salted commitment to them is recorded, not they.
+            output_ids: token ids of the answer, likewise.
+            input_text: the prompt, for engines that do not show ids; likewise.
+            output_text: the answer, likewise.
+            finish_reason: ``stop``, ``length``, ``tool_calls``, ``abort``, ...
+            request_id: the caller's id; a salted hash is recorded.
+            tenant: stands for who asked. What does not look like a pseudonym is replaced by one.
+            deployment: what generated it, if not the recorder's own.
+            parent: id of the record that caused this one.
+            energy: what it took, with method and range.
+            quality: metrics of this generation.
+            cost_nano: price in billionths of ``currency``.
+            currency: ISO 4217 code.
+        """
+        inbox = self._inbox
+        record_id = inbox.ids.new()
+        queue = inbox.queue
+        if len(queue) >= self._limit and not self._wait_for_room(inbox):
+            return record_id
+        queue.append(
+            (
+                record_id,
+                usage,
+                started_us,
+                ended_us,
+                first_token_us,
+                busy_us,
+                input_ids,
+                output_ids,
+                input_text,
+                output_text,
+                finish_reason,
+                request_id,
+                tenant,
+                deployment,
+                parent,
+                energy,
+                quality,
+                cost_nano,
+                currency,
+            )
+        )
+        if inbox.idle:
+            self._rouse()
+        return record_id
+
+    def _wait_for_room(self, inbox: Inbox) -> bool:
+        """Whether there is room now; if not, the record was counted as dropped."""
+        self._rouse()
+        while self._block and not self._closed:
+            if len(inbox.queue) < self._limit:
+                return True
+            time.sleep(_FULL_POLL_S)
+        inbox.drop()
+        return False
+
+    def _rouse(self) -> None:
+        """Wake the sealer; start the threads if this process has none yet."""
+        with self._start_lock:
+            if not self._threads and not self._closed:
+                _close_with_worker()
+                try:
+                    self._start()
+                except RuntimeError:  # the interpreter is ending; ``close`` seals on its own thread
+                    self._threads.clear()
+        self._inbox.idle = False
+        self._inbox.wake.set()
+
+    def _start(self) -> None:
+        runs = [("tallystick-seal", self._sealer.run)]
+        if self._shipper is not None:
+            self._shipper.bind(self._sealer)
+            runs.append(("tallystick-send", self._shipper.run))
+        for name, run in runs:
+            thread = threading.Thread(target=run, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    # --- waiting for it ------------------------------------------------------------------------------
+
+    def sync(self, timeout_s: float = 10.0) -> bool:
+        """Wait until everything recorded so far is on disk; False if that took too long."""
+        if not self._threads and not self._inbox.queue:
+            return True
+        barrier = self._inbox.put_barrier()
+        self._rouse()
+        return barrier.reached.wait(timeout_s)
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until everything recorded so far is in the log and its receipts are checked.
+
+        Without a ledger, wait until it is on disk. False if that took too long.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self.sync(timeout_s):
+            return False
+        return self._shipper is None or self._shipper.wait_past(self._sealer.last_seq, deadline)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Seal and send what is left and stop. True if all of it was delivered (without a ledger: is on disk).
+
+        What was not sent waits in the spool for the next process; ``record`` drops from here on.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._start_lock:
+            first, self._closed, self._limit = not self._closed, True, 0
+            threads = list(self._threads)
+        if not first:
+            return not self._inbox.queue and self._delivered()
+        _recorders.discard(self)
+        self._sealer.close(deadline)
+        if threads:
+            threads[0].join(max(0.0, deadline - time.monotonic()))
+        else:
+            self._sealer.run()
+        sealed = not self._inbox.queue and (not threads or not threads[0].is_alive())
+        if self._shipper is not None:
+            self._shipper.close(deadline)
+            if len(threads) > 1:
+                threads[1].join(max(0.0, deadline - time.monotonic()))
+            elif self._sealer.last_seq >= 0:
+                self._shipper.run()
+        return sealed and self._delivered()
+
+    def _delivered(self) -> bool:
+        return self._shipper is None or self._shipper.is_past(self._sealer.last_seq)
+
+    async def aflush(self, timeout_s: float = 10.0) -> bool:
+        """``flush`` without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.flush, timeout_s)
+
+    async def aclose(self, timeout_s: float = 10.0) -> bool:
+        """``close`` without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.close, timeout_s)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Recorder:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    @property
+    def issuer(self) -> str:
+        """The name under which the ledger must know ``public_key``."""
+        return self._spool.issuer
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The key to register with the ledger."""
+        return self._key.public
+
+    def status(self) -> Status:
+        """How things stand now."""
+        shipper, sealer = self._shipper, self._sealer
+        problem = sealer.problem or (None if shipper is None else shipper.problem)
+        return Status(
+            issuer=self._spool.issuer,
+            queued=max(0, len(self._inbox.queue) - self._inbox.barriers) + sealer.held,
+            spooled=len(self._spool.waiting()),
+            sent=0 if shipper is None else shipper.sent,
+            dropped=self._inbox.dropped + sealer.rejected,
+            problem=problem,
+            blocked=shipper is not None and shipper.blocked,
+            torn=tuple(self._spool.torn()),
+        )
+
+    def receipt_for(self, record_id: str, timeout_s: float | None = None) -> RecordReceipt | None:
+        """What proves that a recent record is in the log, or None if there is no checked receipt (yet).
+
+        Args:
+            record_id: as ``record`` returned it, in this process.
+            timeout_s: wait so long for it; None only looks.
+        """
+        return self._deliveries.find(record_id, timeout_s, self._fetch_receipt)
+
+    def _fetch_receipt(self, seq: int, statement: SignedStatement) -> tuple[int, bytes] | None:
+        """The receipt that another process of this spool got for our statement, if it is there and right."""
+        if self._log is None:
+            return None
+        try:
+            data = (self._spool.receipts / f"{seq:016d}").read_bytes()
+            receipt = decode_receipt(data)
+            verify_receipt(receipt, statement.leaf_hash, self._log.key, subject=statement.subject)
+        except (OSError, TallystickError):
+            return None
+        return receipt.leaf_index, data
+
+    def forget_tenant(self, tenant: str) -> bool:
+        """Drop a tenant's secret for ever, so that nobody can open that tenant's commitments any more.
+
+        Returns:
+            Whether the tenant had a secret.
+        """
+        return Tenants(self._tenants_path, self._secret).forget(tenant)
+
+    def _forget_parent(self) -> None:
+        """In a forked child: leave everything that is the parent's to the parent, and begin afresh."""
+        if self._sealer.session is not None:
+            self._sealer.session.forget()
+        self._spool.forget_parent()
+        self._begin()
+        if not self._closed:
+            self._limit = self._queue_limit
+
+
+def _read_log_key(given: str | Path | None) -> LogIdentity | None:
+    if not given:
+        return None
+    text = str(given)
+    if "+" not in text or isinstance(given, Path):
+        try:
+            text = Path(given).read_text("utf-8")
+        except (OSError, ValueError):
+            raise InvalidError(
+                f"log_key {text[:200]!r} is neither a verifier key nor a file with one",
+                remedy="pass the text of the log's vkey file, <name>+<hex>+<base64>",
+                code="bad-key",
+            ) from None
+    return parse_log_key(text)
+
+
+def _open_spool(directory: Path, issuer: str | None, limit_bytes: int) -> Spool:
+    if issuer is None and not (directory / "head").exists():
+        try:
+            return Spool(directory, default_issuer(), limit_bytes=limit_bytes)
+        except RefusedError:  # another process just made the spool, under its own name
+            pass
+    return Spool(directory, issuer, limit_bytes=limit_bytes)
+
+
+def _load_key(given: PrivateKey | str | Path | None, directory: Path) -> PrivateKey:
+    if isinstance(given, PrivateKey):
+        return given
+    if given:
+        return load_private_key(Path(given))
+    return load_issuer_key(directory / "issuer.pem", create=True)
+
+
+# --- the end of processes, and forks ---------------------------------------------------------------------
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_worker_hooked_in = 0  # the process id in which the hook was set
+
+
+def _close_all() -> None:
+    deadline = time.monotonic() + _EXIT_S
+    for recorder in list(_recorders):
+        recorder.close(max(0.0, deadline - time.monotonic()))
+
+
+def _close_with_worker() -> None:
+    """Children of multiprocessing end without the interpreter's exit hooks, but run their own."""
+    global _worker_hooked_in  # noqa: PLW0603 - one hook for each process
+    if "multiprocessing.util" in sys.modules and _worker_hooked_in != os.getpid():
+        _worker_hooked_in = os.getpid()
+        import multiprocessing.process
+        import multiprocessing.util
+
+        if multiprocessing.process.parent_process() is not None:
+            multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
+
+
+def _forget_parents() -> None:
+    for recorder in list(_recorders):
+        recorder._forget_parent()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_parents)

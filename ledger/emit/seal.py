@@ -1,0 +1,136 @@
+"""Owns batches in the making: which records go into one statement, their root, their totals.
+
+A block takes records until the statement could not carry more: its count, its bytes, its documents, or a sum
+that would pass 2^53 - 1.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from ledger import zstd
+from ledger.core.canonical import MAX_SAFE_INTEGER
+from ledger.core.cose import encode_cbor
+from ledger.core.merkle import CompactRange
+from ledger.core.records import Deployment, Record, record_hash
+from ledger.core.statements import MAX_BATCH_DOCUMENTS, Batch, SignedStatement, Totals
+from ledger.emit.compose import Composed
+from ledger.emit.head import Head
+
+__all__ = ["Block", "batch_body", "batch_payload"]
+
+MAX_BLOCK_BYTES = 8 << 20
+"""Bytes of records in one batch: a quarter of what the ledger takes, and quickly sent again."""
+_ZSTD_LEVEL = 3
+_REQUIRED_SUMS = ("input_tokens", "output_tokens")
+
+
+class Block:
+    """Records that will share one statement. Owned by the sealer.
+
+    Args:
+        max_records: how many at most.
+    """
+
+    def __init__(self, max_records: int) -> None:
+        self._max_records = max_records
+        self._size = 0
+        self._sums: dict[str, int] = dict.fromkeys(_REQUIRED_SUMS, 0)
+        self._factors: set[str] = set()
+        self._tree = CompactRange()
+        self.lines: list[bytes] = []
+        self.hashes: list[bytes] = []
+        self.ids: list[str] = []
+        self.deployments: dict[str, Deployment] = {}
+        self.first_us = MAX_SAFE_INTEGER
+        self.last_us = 0
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def add(self, composed: Composed) -> bool:
+        """Add a record; False, and nothing changed, if it does not fit."""
+        record, line = composed.record, composed.line
+        if len(self.lines) >= self._max_records or self._size + len(line) >= MAX_BLOCK_BYTES:
+            return False
+        if record.deployment not in self.deployments and len(self.deployments) >= MAX_BATCH_DOCUMENTS:
+            return False
+        sums = self._sums.copy()
+        for name, value in _figures(record):
+            sums[name] = sum_ = sums.get(name, 0) + value
+            if sum_ > MAX_SAFE_INTEGER:
+                return False
+        self._sums = sums
+        self._size += len(line) + 1
+        self.deployments.setdefault(record.deployment, composed.deployment)
+        if record.factors is not UNSET:
+            self._factors.add(record.factors)
+        self.first_us = min(self.first_us, record.started_us)
+        self.last_us = max(self.last_us, record.ended_us)
+        leaf = record_hash(line)
+        self._tree.append(leaf)
+        self.hashes.append(leaf)
+        self.lines.append(line)
+        self.ids.append(record.id)
+        return True
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Sorted digests of the factor sets that the records use."""
+        return tuple(sorted(self._factors))
+
+    @property
+    def root(self) -> bytes:
+        """RFC 6962 root over the record hashes."""
+        return self._tree.root()
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the records; equal to ``statements.sum_records``."""
+        return Totals(**self._sums)
+
+
+def _figures(record: Record) -> list[tuple[str, int]]:
+    usage = record.usage
+    figures: list[tuple[str, int]] = [
+        ("input_tokens", usage.input_tokens),
+        ("output_tokens", usage.output_tokens),
+    ]
+    if usage.cached_input_tokens is not UNSET:
+        figures.append(("cached_input_tokens", usage.cached_input_tokens))
+    if usage.reasoning_tokens is not UNSET:
+        figures.append(("reasoning_tokens", usage.reasoning_tokens))
+    if record.energy is not UNSET:
+        figures.append(("energy_uj", record.energy.energy_uj))
+    if record.carbon_ng is not UNSET:
+        figures.append(("carbon_ng", record.carbon_ng))
+    if record.carbon_market_ng is not UNSET:
+        figures.append(("carbon_market_ng", record.carbon_market_ng))
+    if record.embodied_ng is not UNSET:
+        figures.append(("embodied_ng", record.embodied_ng))
+    if record.water_nl is not UNSET:
+        figures.append(("water_nl", record.water_nl))
+    return figures
+
+
+def batch_payload(block: Block, head: Head, issued_us: int) -> Batch:
+    """The statement over ``block`` that follows ``head``."""
+    return Batch(
+        seq=head.next_seq,
+        prev=UNSET if head.last_leaf is None else head.last_leaf,
+        issued_us=issued_us,
+        count=len(block),
+        root=block.root.hex(),
+        first_us=block.first_us,
+        last_us=block.last_us,
+        deployments=tuple(sorted(block.deployments)),
+        factors=block.factors,
+        totals=block.totals,
+        dropped=head.dropped,
+    )
+
+
+def batch_body(statement: SignedStatement, block: Block) -> bytes:
+    """The compressed body of ``POST /batches``."""
+    records = b"".join([line + b"\n" for line in block.lines])
+    return zstd.compress(encode_cbor([statement.entry, records]), level=_ZSTD_LEVEL)

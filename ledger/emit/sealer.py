@@ -1,0 +1,403 @@
+"""Owns the background half of recording: takes reports from the inbox and puts sealed statements into the spool.
+
+Between groups of a few records the thread gives up the interpreter lock (``_breathe``). Otherwise serving
+threads that come back from I/O would wait a whole switch interval, 5 ms, for each of its steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UNSET
+
+from ledger.core.errors import TallystickError, UnavailableError
+from ledger.core.keys import PrivateKey
+from ledger.core.records import FactorSet, document_digest
+from ledger.core.statements import (
+    DeploymentStatement,
+    FactorsStatement,
+    Heartbeat,
+    Payload,
+    sign_statement,
+)
+from ledger.emit._complaints import Complaints
+from ledger.emit.compose import Composer, Report
+from ledger.emit.deliveries import Deliveries
+from ledger.emit.ids import SETTLED, RecordIds
+from ledger.emit.seal import Block, batch_body, batch_payload
+from ledger.emit.session import Session
+from ledger.emit.spool import Chain, Spool, Spooled
+
+__all__ = ["Barrier", "Inbox", "Sealer"]
+
+_log = logging.getLogger("tallystick.emit")
+
+_GROUP = 4
+"""Records composed between two breaths: about 100 microseconds."""
+_TICK_S = 0.1
+_UPKEEP_S = 30.0
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
+_NO_SESSION = "00" * 8
+_breathe = time.sleep
+
+
+@dataclass
+class Barrier:
+    """A mark in the queue: everything before it is in the spool once ``reached`` is set."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+
+
+class Inbox:
+    """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
+
+    __slots__ = ("_lock", "barriers", "dropped", "idle", "ids", "queue", "wake")
+
+    def __init__(self) -> None:
+        self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
+        self.ids = RecordIds()
+        self.idle = True  # the sealer sleeps until told; set by it, cleared by whoever wakes it
+        self.wake = threading.Event()
+        self.dropped = 0
+        self.barriers = 0  # in the queue: whoever made them waits
+        self._lock = threading.Lock()  # guards the two counts; held for one addition
+
+    def drop(self) -> None:
+        """Count a report that found no room."""
+        with self._lock:
+            self.dropped += 1
+
+    def put_barrier(self) -> Barrier:
+        """Ask for everything so far to be sealed now."""
+        barrier = Barrier()
+        with self._lock:
+            self.barriers += 1
+        self.queue.append(barrier)
+        self.wake.set()
+        return barrier
+
+    def take_barrier(self) -> None:
+        """Count a barrier that left the queue."""
+        with self._lock:
+            self.barriers -= 1
+
+
+class Sealer:
+    """Runs in one thread, which owns all its state but the inbox.
+
+    Args:
+        inbox: where reports come from.
+        spool: where statements go.
+        key: signs them.
+        composer: makes records of reports.
+        deliveries: is told which records are in which batch.
+        sealed: called after each statement that went into the spool.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        spool: Spool,
+        key: PrivateKey,
+        composer: Composer,
+        deliveries: Deliveries,
+        sealed: Callable[[], None],
+        *,
+        max_records: int,
+        max_age_s: float,
+        heartbeat_s: float | None,
+    ) -> None:
+        self._inbox = inbox
+        self._spool = spool
+        self._key = key
+        self._composer = composer
+        self._deliveries = deliveries
+        self._sealed = sealed
+        self._max_records = max_records
+        self._max_age_s = max_age_s
+        self._heartbeat_s = heartbeat_s
+        self._session: Session | None = None
+        self._settled = inbox.ids.marks[SETTLED]
+        self._reports: list[Report] = []
+        self._blocks: deque[Block] = deque()
+        self._barriers: list[Barrier] = []
+        self._untold = 0  # lost, but not yet noted in the head
+        self._overflow_seen = 0
+        self._failures = 0
+        self._complaints = Complaints("records cannot be put into the spool")
+        self._rejections = Complaints("a record was rejected and is counted as dropped")
+        self._due = 0.0
+        self._upkeep_at = 0.0
+        self._beat_at = time.monotonic() + (heartbeat_s or 0.0)
+        self._close_by: float | None = None
+        # Read by other threads:
+        self.rejected = 0
+        self.last_seq = -1
+        self.problem: str | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The session of this process, once there is one."""
+        return self._session
+
+    @property
+    def held(self) -> int:
+        """Records out of the queue, but not in the spool yet."""
+        return len(self._reports) + sum(map(len, list(self._blocks)))
+
+    def open_session(self) -> None:
+        """Start counting in the spool what this process records.
+
+        Raises:
+            UnavailableError: the spool cannot be written.
+        """
+        with self._spool.locked():
+            self._ensure_session()
+
+    def close(self, by: float) -> None:
+        """Ask ``run`` to seal what is left and end, at the latest at the monotonic time ``by``."""
+        self._close_by = by
+        self._inbox.wake.set()
+
+    def run(self) -> None:
+        """Seal until closed. Nothing that goes wrong ends the thread."""
+        while not self._finished():
+            try:
+                self._wait()
+                self._take()
+                self._store()
+                self._keep_up()
+                self._recovered()
+            except TallystickError as error:
+                self._failed(str(error), None)
+            except Exception as error:
+                self._failed(f"sealing failed: {error!r}", error)
+        try:
+            self._finish()
+        except Exception:
+            _log.exception("the spool could not be closed")
+
+    def _finished(self) -> bool:
+        if self._close_by is None:
+            return False
+        left = self._inbox.queue or self._reports or self._blocks
+        return not left or time.monotonic() > self._close_by
+
+    def _failed(self, problem: str, error: BaseException | None) -> None:
+        self.problem = problem
+        self._failures += 1
+        self._complaints.say(problem, error)
+
+    def _recovered(self) -> None:
+        self.problem = None
+        self._failures = 0
+
+    # --- waiting -------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Return when there is something to do: enough records, old enough ones, or somebody asks."""
+        inbox = self._inbox
+        inbox.ids.follow_clock()
+        if self._failures:
+            inbox.wake.clear()
+            pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self._failures, 8))
+            if self._close_by is not None:
+                pause_s = min(pause_s, max(0.0, self._close_by - time.monotonic()))
+            inbox.wake.wait(pause_s)
+            return
+        if not inbox.queue:
+            self._sleep()
+            self._due = 0.0
+        now = time.monotonic()
+        self._due = self._due or now + self._max_age_s
+        while (
+            inbox.queue
+            and len(inbox.queue) < self._max_records
+            and not inbox.barriers
+            and self._close_by is None
+            and now < self._due
+        ):
+            inbox.wake.wait(min(_TICK_S, self._due - now))
+            inbox.wake.clear()
+            now = time.monotonic()
+
+    def _sleep(self) -> None:
+        inbox = self._inbox
+        inbox.wake.clear()
+        inbox.idle = True
+        # Who appends after this sees ``idle`` and wakes us; who appended before it is seen here.
+        if not inbox.queue and self._close_by is None:
+            wake_at = self._upkeep_at
+            if self._heartbeat_s:
+                wake_at = min(wake_at, self._beat_at)
+            inbox.wake.wait(max(0.0, wake_at - time.monotonic()))
+        inbox.idle = False
+        inbox.wake.clear()
+
+    # --- reports to blocks ---------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Compose what waits, up to one batch or a barrier."""
+        if self._blocks:
+            return  # the spool takes nothing now; the queue holds what comes, and counts what it cannot
+        queue, reports = self._inbox.queue, self._reports
+        while len(reports) < self._max_records and not self._barriers and queue:
+            item = queue.popleft()
+            if isinstance(item, Barrier):
+                self._barriers.append(item)
+                self._inbox.take_barrier()
+            else:
+                reports.append(Report._make(item))
+        self._due = time.monotonic() + self._max_age_s if queue else 0.0
+        if not reports:
+            return
+        self._composer.prepare(reports)
+        block = Block(self._max_records)
+        for at, report in enumerate(reports):
+            if at % _GROUP == 0:
+                _breathe(0)
+            block = self._compose(report, block)
+        if block:
+            self._blocks.append(block)
+        reports.clear()
+
+    def _compose(self, report: Report, block: Block) -> Block:
+        """Add the report's record to ``block``; return the block to go on with."""
+        try:
+            composed = self._composer.compose(report, time.time_ns() // 1000)
+        except Exception as error:  # whatever the caller passed: it must cost this record only
+            self.rejected += 1
+            self._untold += 1
+            self._rejections.say(str(error))
+            return block
+        if not block.add(composed):
+            self._blocks.append(block)
+            block = Block(self._max_records)
+            block.add(composed)
+        return block
+
+    # --- blocks to spool -----------------------------------------------------------------------------
+
+    def _store(self) -> None:
+        overflow = self._inbox.dropped
+        self._untold += overflow - self._overflow_seen
+        self._overflow_seen = overflow
+        if self._blocks or self._untold or self._session is None:
+            with self._spool.locked() as chain:
+                self._ensure_session()
+                self._tell_drops(chain)
+            while self._blocks:
+                with self._spool.locked() as chain:
+                    self._seal(chain, self._blocks[0])
+                self._blocks.popleft()
+                _breathe(0)
+        for barrier in self._barriers:
+            barrier.reached.set()
+        self._barriers.clear()
+
+    def _ensure_session(self) -> None:
+        if self._session is None:
+            try:
+                self._session = Session(self._spool.sessions, self._inbox.ids)
+            except OSError as error:
+                raise UnavailableError(
+                    f"no session file: {error.strerror}", where=str(self._spool.sessions)
+                ) from error
+
+    def _tell_drops(self, chain: Chain) -> None:
+        if self._untold:
+            settled = self._settled + self._untold
+            chain.add_dropped(self._untold, self._session_name(), settled)
+            self._settle(settled)
+            self._untold = 0
+
+    def _seal(self, chain: Chain, block: Block) -> None:
+        known = self._spool.documents()
+        for digest, deployment in block.deployments.items():
+            if digest not in known:
+                self._append(chain, DeploymentStatement(deployment=deployment, **_chain_fields(chain)))
+                chain.publish(digest)
+        if block.factors:
+            self._publish_factors(chain, known)
+        settled = self._settled + len(block)
+        payload = batch_payload(block, chain.head, _now_us(chain))
+        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key)
+        body = batch_body(statement, block)
+        chain.append(Spooled(statement, body, self._session_name(), settled))
+        self._settle(settled)
+        self._deliveries.sealed(block, statement)
+        self._was_sealed(statement.payload.seq)
+
+    def _publish_factors(self, chain: Chain, known: set[str]) -> None:
+        factors: FactorSet | None = self._composer.factors
+        if factors is not None and (digest := document_digest(factors)) not in known:
+            self._append(chain, FactorsStatement(factors=factors, **_chain_fields(chain)))
+            chain.publish(digest)
+
+    def _append(self, chain: Chain, payload: Payload) -> None:
+        """Sign and append a statement without records."""
+        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key)
+        chain.append(Spooled(statement, b"", self._session_name(), self._settled))
+        self._was_sealed(payload.seq)
+
+    def _was_sealed(self, seq: int) -> None:
+        self.last_seq = seq
+        self._beat_at = time.monotonic() + (self._heartbeat_s or 0.0)
+        self._sealed()
+
+    def _session_name(self) -> str:
+        return _NO_SESSION if self._session is None else self._session.name
+
+    def _settle(self, settled: int) -> None:
+        self._settled = settled
+        if self._session is not None:
+            self._session.settle(settled)
+
+    # --- upkeep --------------------------------------------------------------------------------------
+
+    def _keep_up(self) -> None:
+        """Look for sessions that ended early, and give a sign of life if the chain was silent."""
+        now = time.monotonic()
+        if now >= self._upkeep_at:
+            self._upkeep_at = now + _UPKEEP_S
+            with self._spool.locked() as chain:
+                chain.reap()
+        if self._heartbeat_s and now >= self._beat_at:
+            self._beat_at = now + self._heartbeat_s
+            with self._spool.locked() as chain:
+                silent_us = time.time_ns() // 1000 - chain.head.issued_us
+                # A chain that never began needs no sign of life, and one with statements to send shows them.
+                if chain.head.next_seq and silent_us >= self._heartbeat_s * 1e6 and not self._spool.waiting():
+                    self._beat(chain)
+
+    def _beat(self, chain: Chain) -> None:
+        self._append(chain, Heartbeat(dropped=chain.head.dropped, **_chain_fields(chain)))
+
+    def _finish(self) -> None:
+        """Tell what was lost, end the session, and free whoever waits."""
+        if self._session is not None:
+            with self._spool.locked() as chain:
+                if chain.head.dropped:
+                    self._beat(chain)
+                session, self._session = self._session, None
+                session.close()
+
+
+def _chain_fields(chain: Chain) -> dict[str, Any]:
+    head = chain.head
+    return {
+        "seq": head.next_seq,
+        "prev": UNSET if head.last_leaf is None else head.last_leaf,
+        "issued_us": _now_us(chain),
+    }
+
+
+def _now_us(chain: Chain) -> int:
+    """The time of the next statement: never before the last one's, whatever the clock does."""
+    return max(time.time_ns() // 1000, chain.head.issued_us)

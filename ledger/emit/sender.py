@@ -1,0 +1,239 @@
+"""Owns sending: takes the spool's statements to the ledger, in order, and lets go of each only for its receipt.
+
+A statement is deleted when, and only when, a receipt came back that verifies: for this very statement, by the
+log's key, from the log of the expected origin. Whatever else happens, the file stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
+from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.note import ED25519, VerifierKey, parse_vkey
+from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
+from ledger.core.statements import Batch
+from ledger.emit.client import Accepted, Client, Refused, Reply, Retry, judge
+from ledger.emit.spool import Spool, Spooled
+
+__all__ = ["Delivery", "LogIdentity", "Pass", "Sender", "backoff_s", "parse_log_key"]
+
+_log = logging.getLogger("tallystick.emit")
+
+BATCH_TYPE = "application/vnd.tallystick.batch+cbor"
+ENTRY_TYPE = "application/cose"
+KEPT_RECEIPTS = 1024
+"""Receipts left for the other processes of a spool; they fetch theirs within seconds."""
+_FIRST_DELAY_S = 0.5
+_LAST_DELAY_S = 60.0
+
+
+@dataclass(frozen=True)
+class LogIdentity:
+    """Which log receipts must come from."""
+
+    origin: str
+    key: PublicKey
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A statement that is in the log, with its verified receipt (None: no log key to verify with)."""
+
+    spooled: Spooled
+    leaf_index: int | None
+    receipt: bytes | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the spool achieved.
+
+    ``waiting`` statements are left. ``reason`` says why, if something is wrong; ``blocked`` that it will not
+    mend itself; ``after_s`` that the ledger asked for this pause.
+    """
+
+    sent: int
+    waiting: int
+    reason: str | None = None
+    blocked: bool = False
+    after_s: float | None = None
+
+
+def parse_log_key(vkey: str) -> LogIdentity:
+    """The log's identity from its verifier key text.
+
+    Raises:
+        InvalidError: not the verifier key of a log.
+    """
+    key: VerifierKey = parse_vkey(vkey.strip())
+    if key.sig_type != ED25519:
+        raise InvalidError(
+            "is the key of a witness, not of a log", where=f"verifier key {key.name}", code="bad-key"
+        )
+    return LogIdentity(key.name, public_from_ed25519(key.public_key, where=f"verifier key {key.name}"))
+
+
+def backoff_s(failures: int, jitter: Callable[[], float] = random.random) -> float:
+    """How long to wait after ``failures`` in a row: doubling, half of it at random, so that a fleet that lost
+    its ledger does not come back in step.
+    """
+    whole: float = min(_LAST_DELAY_S, _FIRST_DELAY_S * 2 ** min(failures, 16))
+    return whole * (0.5 + 0.5 * jitter())
+
+
+class Sender:
+    """Sends one spool to one ledger. Used by one thread at a time.
+
+    Args:
+        spool: where the statements wait.
+        client: the ledger.
+        log: which log it must be; None verifies nothing and therefore deletes nothing.
+    """
+
+    def __init__(self, spool: Spool, client: Client, log: LogIdentity | None) -> None:
+        self._spool = spool
+        self._client = client
+        self._log = log
+        self._deliver: Callable[[Delivery], None] = lambda _: None
+        self.session = ""  # this process's own, which needs no receipt left for it
+
+    def on_delivery(self, deliver: Callable[[Delivery], None]) -> None:
+        """Have ``deliver`` called with each delivery, in order."""
+        self._deliver = deliver
+
+    def run_pass(self, stop: Callable[[], bool] = lambda: False) -> Pass:
+        """Send what waits, until all is sent, something fails, or ``stop`` says so. Raises nothing."""
+        sent = 0
+        reason: str | None = None
+        blocked = False
+        after_s: float | None = None
+        try:
+            with self._spool.sending() as mine:
+                if not mine:
+                    return Pass(0, len(self._spool.waiting()))
+                for seq, kept in self._work():
+                    if stop():
+                        break
+                    outcome = self._send(seq, kept=kept)
+                    if isinstance(outcome, Delivery):
+                        sent += 1
+                        self._deliver(outcome)
+                        continue
+                    reason, blocked = outcome.reason, isinstance(outcome, Refused)
+                    after_s = outcome.after_s if isinstance(outcome, Retry) else None
+                    break
+        except UnavailableError as error:
+            reason = str(error)
+        except TallystickError as error:
+            reason, blocked = str(error), True
+        except OSError as error:
+            reason = f"the spool cannot be read: {error}"
+        return Pass(sent, self._count_waiting(), reason, blocked, after_s)
+
+    def _count_waiting(self) -> int:
+        try:
+            return len(self._spool.waiting())
+        except OSError:
+            return 0
+
+    def _work(self) -> list[tuple[int, bool]]:
+        """What to send now, in order: (seq, whether it was sent before without a check of its receipt)."""
+        with self._spool.locked() as chain:  # brings the head up to the files: only what it counts may go
+            end = chain.head.next_seq
+        kept = [] if self._log is None else [(seq, True) for seq in self._spool.kept()]
+        return sorted(kept + [(seq, False) for seq in self._spool.waiting() if seq < end])
+
+    def _send(self, seq: int, *, kept: bool) -> Delivery | Retry | Refused:
+        try:
+            spooled = self._spool.load(seq, kept=kept)
+        except (FileNotFoundError, CorruptError) as error:
+            return self._recover_receipt(seq, error, kept=kept)
+        statement = spooled.statement
+        if isinstance(statement.payload, Batch):
+            reply = self._client.post("/batches", spooled.body, media_type=BATCH_TYPE, encoding="zstd")
+        else:
+            reply = self._client.post("/entries", statement.entry, media_type=ENTRY_TYPE)
+        verdict = judge(reply, now_s=time.time())
+        if not isinstance(verdict, Accepted):
+            return verdict
+        if self._log is None:
+            self._spool.keep(seq)
+            return Delivery(spooled, None, None)
+        try:
+            receipt = self._verified(verdict.receipt, statement.leaf_hash, statement.subject)
+        except TallystickError as error:
+            # Never proof of delivery. A broken proxy is as likely as a lying ledger, so it is tried again;
+            # a receipt by another log needs somebody to set the right URL or key.
+            reason = f"the ledger's receipt for statement {seq} does not verify: {error}"
+            return Refused(reason) if error.code in ("other-key", "other-log") else Retry(reason)
+        self._hand_over(spooled, verdict.receipt)
+        self._spool.remove(seq, kept=kept)
+        return Delivery(spooled, receipt.leaf_index, verdict.receipt)
+
+    def _verified(self, data: bytes, leaf: bytes, subject: str | None) -> Receipt:
+        assert self._log is not None  # noqa: S101 - for the type checker: callers looked
+        receipt = decode_receipt(data)
+        if receipt.origin != self._log.origin:
+            raise InvalidError(
+                f"comes from log {receipt.origin!r}, not from {self._log.origin!r}",
+                where="receipt",
+                code="other-log",
+            )
+        verify_receipt(receipt, leaf, self._log.key, subject=subject)
+        return receipt
+
+    def _recover_receipt(self, seq: int, error: Exception, *, kept: bool) -> Delivery | Retry | Refused:
+        """A damaged file can only be let go of if the ledger has its statement already.
+
+        Its leaf hash is known from the statement after it, or from the head.
+        """
+        lost = Refused(f"{error}; the ledger does not have statement {seq} either")
+        if self._log is None:
+            return lost
+        leaf = self._leaf_of(seq)
+        if leaf is None:
+            return lost
+        reply: Reply = self._client.get(f"/entries/{leaf}")
+        if reply.status != 200:
+            verdict = judge(reply, now_s=time.time())
+            return verdict if isinstance(verdict, Retry) else lost
+        try:
+            self._verified(reply.body, bytes.fromhex(leaf), None)
+        except TallystickError:
+            return lost
+        _log.warning("statement %d was damaged in the spool, but the ledger has it", seq)
+        self._spool.remove(seq, kept=kept)
+        return Retry(f"statement {seq} was damaged in the spool, but the ledger has it", 0.0)
+
+    def _leaf_of(self, seq: int) -> str | None:
+        with self._spool.locked() as chain:
+            if chain.head.next_seq == seq + 1:
+                return chain.head.last_leaf
+        for kept in (False, True):
+            try:
+                prev = self._spool.load(seq + 1, kept=kept).statement.payload.prev
+            except (FileNotFoundError, CorruptError):
+                continue
+            return prev if isinstance(prev, str) else None
+        return None
+
+    def _hand_over(self, spooled: Spooled, receipt: bytes) -> None:
+        """Leave the receipt for the process that made the statement, if it runs and is not this one."""
+        if spooled.session == self.session or not (self._spool.sessions / spooled.session).exists():
+            return
+        seq = spooled.statement.payload.seq
+        try:
+            path = self._spool.receipts / f"{seq:016d}"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(receipt)
+            temporary.rename(path)
+            if seq % 64 == 0:
+                for old in sorted(self._spool.receipts.iterdir())[:-KEPT_RECEIPTS]:
+                    old.unlink(missing_ok=True)
+        except OSError:
+            _log.warning("a receipt could not be left for its process", exc_info=True)
