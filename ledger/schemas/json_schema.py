@@ -1,0 +1,96 @@
+"""JSON Schemas (draft 2020-12) of every JSON document, made from the structs that read and write them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import msgspec
+
+from ledger.core import export_layout, records, statements
+from ledger.schemas.descriptions import FIELDS
+
+__all__ = ["json_schemas"]
+
+_CANONICAL = (
+    "The bytes are canonical JSON (RFC 8785): sorted keys, no white space; numbers are integers within "
+    "2^53 - 1. What is unknown is absent, never null or zero."
+)
+DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "record.schema.json": (
+        records.Record,
+        "Beyond this schema: started_us <= first_token_us <= ended_us; cost_nano and currency come together; "
+        "low_uj <= energy_uj <= high_uj; cached_input_tokens <= input_tokens; at most 16,384 bytes.",
+    ),
+    "deployment.schema.json": (records.Deployment, ""),
+    "factors.schema.json": (records.FactorSet, ""),
+    "export-manifest.schema.json": (export_layout.Manifest, ""),
+    **{
+        f"statements/{kind.__struct_config__.tag}.schema.json": (
+            kind,
+            "This is the payload of a COSE_Sign1; see tallystick.cddl. A statement has at most 65,535 bytes.",
+        )
+        for kind in (
+            statements.Batch,
+            statements.DeploymentStatement,
+            statements.FactorsStatement,
+            statements.Evaluation,
+            statements.Correction,
+            statements.Heartbeat,
+            statements.IssuerKey,
+            statements.Acknowledgement,
+            statements.Erasure,
+        )
+    },
+}
+"""Path below ``schemas/`` -> the struct and the rules that a schema cannot state."""
+
+
+def json_schemas() -> dict[str, bytes]:
+    """The schema files by path."""
+    return {path: _schema(path, struct, rules) for path, (struct, rules) in DOCUMENTS.items()}
+
+
+def _schema(path: str, struct: type[msgspec.Struct], rules: str) -> bytes:
+    _, components = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
+    for name, component in components.items():
+        _complete(name, component)
+    root = components.pop(struct.__name__)
+    root["description"] = " ".join(filter(None, (root["description"], rules, _CANONICAL)))
+    document: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:tallystick:schema:v1:{path.removesuffix('.schema.json').replace('/', ':')}",
+        **root,
+    }
+    if components:
+        document["$defs"] = dict(sorted(components.items()))
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _complete(name: str, component: dict[str, Any]) -> None:
+    """Add the descriptions, and require what the encoder always writes."""
+    component["description"] = _plain(component["description"])
+    required = set(component.get("required", ()))
+    for field, schema in component["properties"].items():
+        if "default" in schema:
+            del schema["default"]
+            required.add(field)
+        schema["description"] = FIELDS[name][field]
+        _plain_patterns(schema)
+    component["properties"] = dict(sorted(component["properties"].items()))
+    component["required"] = sorted(required)
+
+
+def _plain_patterns(schema: Any) -> None:
+    """Drop what patterns say for Python alone: in JSON Schema ``$`` never matches before a newline."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("pattern"), str):
+            schema["pattern"] = schema["pattern"].replace(r"(?!\n)$", "$")
+        for each in schema.values():
+            _plain_patterns(each)
+
+
+def _plain(docstring: str) -> str:
+    """A docstring as running text."""
+    return " ".join(inspect.cleandoc(docstring).replace("``", "`").split())
