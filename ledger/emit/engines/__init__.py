@@ -1,0 +1,1 @@
+"""Hooks for inference engines: one file per engine."""
