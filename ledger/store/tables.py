@@ -141,8 +141,8 @@ class BatchSlice(SQLModel, table=True):
 class Rollup(SQLModel, table=True):
     """Sums over the records that started within one hour, by tenant and deployment.
 
-    ``sums`` is a JSON array of integers in the order of ``ROLLUP_SUMS``: they may pass 64 bits, and one column
-    is written much faster than two dozen.
+    ``sums`` is a JSON array of integers in the order of ``ROLLUP_SUMS``: they may pass 64 bits, and a column
+    alone is written much faster than two dozen.
     """
 
     __tablename__ = "rollup"

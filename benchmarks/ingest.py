@@ -1,0 +1,271 @@
+"""Batches of 256 records over HTTP into SQLite, fully verified and durable, against plain inserts of the same bytes.
+
+The service runs as its own process, with the store that `tallystick init` makes; four issuers send, each
+waiting for its receipt before the next batch. The limit beside it is `executemany` of the same record bytes
+into a table with three indexes and the same durability (WAL, synchronous=FULL), one commit a batch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cli.init import init_folder
+from ledger.core import statements as st
+from ledger.core.cose import encode_cbor
+from ledger.core.keys import PrivateKey, generate_key
+from ledger.core.merkle import root
+from ledger.core.records import (
+    Commitment,
+    Deployment,
+    Energy,
+    FactorSet,
+    FactorSource,
+    Record,
+    Usage,
+    document_digest,
+    encode_record_lines,
+    record_hash,
+)
+from ledger.keyfiles import load_private_key
+from ledger.store import Sequencer, open_store
+
+BATCH = 256
+ISSUERS = 4
+RECORDS = 200_000
+DEPLOYMENT = Deployment(model="Bench-8B-Instruct", engine="vllm", version="1", quantization="awq")
+FACTORS = FactorSet(
+    name="bench",
+    version="1",
+    pue_milli=1200,
+    intensity_ug_per_kwh=350_000_000,
+    sources=(FactorSource(factor="intensity_ug_per_kwh", source="made up for a benchmark"),),
+)
+
+
+def make_records(count: int, start_us: int, chance: random.Random) -> list[Record]:
+    """Records as serving traffic makes them: every field that an engine fills, 40 tenants, random hashes."""
+    deployment, factors = document_digest(DEPLOYMENT), document_digest(FACTORS)
+
+    def digest() -> str:
+        return f"{chance.getrandbits(256):064x}"
+
+    records = []
+    for n in range(count):
+        at = start_us + n * 200
+        bits = chance.getrandbits(74)
+        middle = 0x8000 | bits >> 60 & 0x3FFF
+        energy = chance.randrange(10_000_000, 90_000_000)
+        records.append(
+            Record(
+                id=f"{at // 1000 >> 16:08x}-{at // 1000 & 0xFFFF:04x}-7{bits & 0xFFF:03x}-{middle:04x}-{bits >> 12 & 2**48 - 1:012x}",
+                deployment=deployment,
+                factors=factors,
+                tenant=f"tenant-{chance.randrange(40)}",
+                request=digest(),
+                started_us=at,
+                first_token_us=at + 80_000,
+                ended_us=at + 900_000,
+                finish_reason="stop",
+                usage=Usage(
+                    input_tokens=chance.randrange(4000),
+                    output_tokens=chance.randrange(1000),
+                    cached_input_tokens=0,
+                ),
+                input=Commitment(digest=digest(), of="tokens"),
+                output=Commitment(digest=digest(), of="tokens"),
+                energy=Energy(
+                    energy_uj=energy, method="measured", source="nvml", low_uj=energy // 2, high_uj=energy * 2
+                ),
+                carbon_ng=energy * 12 // 100,
+            )
+        )
+    return records
+
+
+class Chain:
+    """An issuer's statements, ready to be sent."""
+
+    def __init__(self, name: str, key: PrivateKey) -> None:
+        self.name, self.key, self.seq, self.prev = name, key, 0, None
+        self.bodies: list[tuple[str, str, bytes]] = []
+        self.lines: list[list[tuple[bytes, bytes]]] = []
+
+    def _sign(self, kind: type, **fields: Any) -> st.SignedStatement:
+        if self.prev is not None:
+            fields["prev"] = self.prev
+        payload = kind(seq=self.seq, issued_us=time.time_ns() // 1000, **fields)
+        statement = st.sign_statement(payload, issuer=self.name, key=self.key)
+        self.seq, self.prev = self.seq + 1, statement.leaf_hash.hex()
+        return statement
+
+    def publish(self) -> None:
+        """Add the documents that the batches refer to."""
+        for statement in (
+            self._sign(st.DeploymentStatement, deployment=DEPLOYMENT),
+            self._sign(st.FactorsStatement, factors=FACTORS),
+        ):
+            self.bodies.append(("/entries", "application/cose", statement.entry))
+
+    def add(self, records: list[Record]) -> None:
+        """Add a batch."""
+        block = encode_record_lines(records)
+        lines = block[:-1].split(b"\n")
+        statement = self._sign(
+            st.Batch,
+            count=len(records),
+            root=root([record_hash(line) for line in lines]).hex(),
+            first_us=min(r.started_us for r in records),
+            last_us=max(r.ended_us for r in records),
+            deployments=(document_digest(DEPLOYMENT),),
+            factors=(document_digest(FACTORS),),
+            totals=st.sum_records(records),
+            dropped=0,
+        )
+        body = encode_cbor([statement.entry, block])
+        self.bodies.append(("/batches", "application/vnd.tallystick.batch+cbor", body))
+        self.lines.append([(r.id.encode(), line) for r, line in zip(records, lines, strict=True)])
+
+
+def make_chains(records: int, batch: int = BATCH, issuers: int = ISSUERS) -> list[Chain]:
+    """Chains that together hold ``records`` records."""
+    chance = random.Random(1)
+    chains = [Chain(f"gpu-{n}.bench.example", generate_key()) for n in range(issuers)]
+    now = time.time_ns() // 1000 - 600_000_000
+    for chain in chains:
+        chain.publish()
+    for n in range(records // batch):
+        chains[n % issuers].add(make_records(batch, now + n * batch * 200, chance))
+    return chains
+
+
+class Running:
+    """A service in a folder of its own, as an operator runs it."""
+
+    def __init__(self, folder: Path, chains: list[Chain]) -> None:
+        init_folder(folder, "log.bench.example")
+        key = load_private_key(folder / "keys" / "log.pem")
+        store = open_store(folder / "ledger.db")
+        sequencer = Sequencer(store, key, published=folder / "published.checkpoint")
+        sequencer.start()
+        for chain in chains:
+            sequencer.add_key(chain.name, chain.key.public).result()
+        sequencer.stop()
+        store.close()
+        self.token = (folder / "admin.key").read_text().strip()
+        self.port = 18_090
+        command = [sys.executable, "-m", "cli", "serve", str(folder), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(200):
+            try:
+                self.connect().request("GET", "/healthz")
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError("the service did not start")
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection of the caller's own."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def send(self, chain: Chain) -> None:
+        """Send a chain in order, each statement after the receipt of the one before."""
+        connection = self.connect()
+        for path, media_type, body in chain.bodies:
+            headers = {"Authorization": f"Bearer {self.token}", "Content-Type": media_type}
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            receipt = response.read()
+            if response.status != 201:
+                raise RuntimeError(f"{response.status} {receipt[:300]!r}")
+
+    def stop(self) -> None:
+        """Stop it as an operator would."""
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def over_http(chains: list[Chain], records: int, folder: Path) -> float:
+    """Records per second, from the first byte sent to the last receipt."""
+    service = Running(folder, chains)
+    try:
+        threads = [threading.Thread(target=service.send, args=(chain,)) for chain in chains]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - begun
+        connection = service.connect()
+        connection.request("GET", "/log")
+        size = int(__import__("json").loads(connection.getresponse().read())["size"])
+        expected = 1 + len(chains) + sum(len(chain.bodies) for chain in chains)
+        if size != expected:
+            raise RuntimeError(f"{size} leaves instead of {expected}")
+    finally:
+        service.stop()
+    return records / seconds
+
+
+def plain_inserts(chains: list[Chain], records: int, path: Path, commit_every: int) -> float:
+    """Records per second of `executemany` into one table with three indexes, as durable as ours."""
+    rows = [
+        (identity, 0, line[200:240], line)
+        for chain in chains
+        for lines in chain.lines
+        for identity, line in lines
+    ]
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("pragma journal_mode=WAL")
+    connection.execute("pragma synchronous=FULL")
+    connection.execute(
+        "create table record (id blob primary key, started_us integer, tenant blob, body blob)"
+    )
+    connection.execute("create index a on record (started_us)")
+    connection.execute("create index b on record (tenant)")
+    begun = time.perf_counter()
+    for start in range(0, len(rows), commit_every):
+        connection.execute("begin immediate")
+        connection.executemany("insert into record values (?, ?, ?, ?)", rows[start : start + commit_every])
+        connection.execute("commit")
+    seconds = time.perf_counter() - begun
+    connection.close()
+    return records / seconds
+
+
+def run(records: int = RECORDS, rounds: int = 3) -> dict[str, Any]:
+    """Medians over ``rounds`` turns of both."""
+    records -= records % (BATCH * ISSUERS)
+    figures: dict[str, list[float]] = {"http": [], "plain_256": [], "plain_1000": []}
+    for _ in range(rounds):
+        chains = make_chains(records)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            figures["http"].append(over_http(chains, records, folder / "ledger"))
+            figures["plain_256"].append(plain_inserts(chains, records, folder / "256.db", 256))
+            figures["plain_1000"].append(plain_inserts(chains, records, folder / "1000.db", 1000))
+            size = sum(f.stat().st_size for f in (folder / "ledger").iterdir() if "ledger.db" in f.name)
+    medians = {name: sorted(values)[len(values) // 2] for name, values in figures.items()}
+    return {
+        "records_per_s": medians["http"],
+        "plain_256_per_s": medians["plain_256"],
+        "plain_1000_per_s": medians["plain_1000"],
+        "ratio_256": medians["http"] / medians["plain_256"],
+        "ratio_1000": medians["http"] / medians["plain_1000"],
+        "bytes_per_record": size / records,
+    }
+
+
+if __name__ == "__main__":
+    os.environ.pop("TALLYSTICK_DATABASE", None)
+    for label, value in run(*[int(argument) for argument in sys.argv[1:]]).items():
+        print(f"{label:20} {value:12.2f}")
