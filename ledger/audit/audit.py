@@ -1,0 +1,269 @@
+"""Audits a log: reads all of it once, believes nothing but the log's verifier key, and names what is wrong.
+
+Checked are: every tile, checkpoint, statement, signature, receipt, issuer's chain, record, and every row of
+the tables that are derived from them. The audit goes on after a finding wherever the rest can be judged.
+
+Memory does not grow with the records, but with issuers, documents, roll-up rows (hours times tenants times
+deployments) and with how late issuers sent (see ``index``).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ledger.audit.batches import BatchFacts, check_records, unpack_block
+from ledger.audit.derived import DerivedAudit
+from ledger.audit.leaves import LeafAudit
+from ledger.audit.report import DEFAULT_LIMIT, AuditReport, Findings
+from ledger.audit.sources import Leaf, Source
+from ledger.audit.tables import place
+from ledger.audit.tree import Candidates, TreeAudit
+from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.errors import InvalidError, TallystickError, UnavailableError
+from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.merkle import leaf_hash
+from ledger.core.note import ED25519, VerifierKey, parse_vkey
+from ledger.core.statements import Batch
+
+__all__ = ["audit"]
+
+
+def audit(
+    source: Source,
+    log_vkey: str,
+    *,
+    known_checkpoints: Sequence[bytes] = (),
+    issuer_keys: Mapping[str, Collection[PublicKey]] | None = None,
+    witness_vkeys: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    limit: int = DEFAULT_LIMIT,
+) -> AuditReport:
+    """Audit the log of ``source``.
+
+    Args:
+        source: a database, a service or an export: see ``open_source``.
+        log_vkey: the log's verifier key (signed-note text). The only thing that is trusted.
+        known_checkpoints: signed notes that the auditor has seen before: a log that is shorter was rolled
+            back, one with another root was forked.
+        issuer_keys: issuer -> keys that the auditor has from the issuer itself; any other key that the log
+            names for it is a finding.
+        witness_vkeys: keys of witnesses, whose cosignatures are then checked.
+        progress: called with (leaves done, leaves of the log).
+        limit: how many findings to keep; later ones are counted.
+
+    Returns:
+        The report. Contradictions in the source never raise.
+
+    Raises:
+        InvalidError: ``log_vkey`` or a known checkpoint is malformed or of another log.
+        UnavailableError: the source cannot be opened at all.
+    """
+    begun = time.perf_counter()
+    log_key = _parse_log_key(log_vkey)
+    known = [_parse_known(note, log_key) for note in known_checkpoints]
+    witnesses = [parse_vkey(text) for text in witness_vkeys]
+    findings = Findings(limit)
+    with source, _no_collector():
+        newest = _newest_checkpoint(source, log_key, findings)
+        if newest is not None:
+            run = _Run(source, log_key, newest, known, witnesses, issuer_keys, findings)
+            run.read(progress)
+    return findings.report(source.name, newest, time.perf_counter() - begun)
+
+
+def _parse_log_key(text: str) -> VerifierKey:
+    key = parse_vkey(text.strip())
+    if key.sig_type != ED25519:
+        raise InvalidError(
+            "is not the verifier key of a log",
+            where=key.name,
+            remedy="pass the log's own key",
+            code="bad-key",
+        )
+    return key
+
+
+def _parse_known(note: bytes, log_key: VerifierKey) -> Checkpoint:
+    try:
+        return open_checkpoint(note, log_key)
+    except TallystickError as error:
+        raise InvalidError(
+            f"a known checkpoint does not verify: {error.what}",
+            where=error.where,
+            remedy="pass only checkpoints that this log's key signed",
+            code="bad-known-checkpoint",
+        ) from None
+
+
+def _newest_checkpoint(source: Source, log_key: VerifierKey, findings: Findings) -> Checkpoint | None:
+    """The largest checkpoint that verifies. What does not verify is found again when all are checked."""
+    newest: Checkpoint | None = None
+    try:
+        for tried, note in enumerate(source.newest_notes()):
+            try:
+                checkpoint = open_checkpoint(note, log_key)
+            except TallystickError:
+                continue
+            if newest is None or checkpoint.size > newest.size:
+                newest = checkpoint
+            if tried:  # the head's, and the newest stored one: a database may disagree with itself
+                break
+    except UnavailableError as error:
+        findings.gap("checkpoint", error.what)
+    if newest is None:
+        findings.add(
+            "no-checkpoint",
+            "checkpoint",
+            f"there is none that {log_key.name} signed",
+            "check that the verifier key is this log's; if it is, nothing here was ever vouched for",
+        )
+        findings.gap(source.name, "without a checkpoint there is nothing to check it against")
+    return newest
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking millions of records, none of which has cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Run:
+    """One audit. Owned by the one thread that runs it."""
+
+    def __init__(
+        self,
+        source: Source,
+        log_key: VerifierKey,
+        newest: Checkpoint,
+        known: Iterable[Checkpoint],
+        witnesses: Iterable[VerifierKey],
+        issuer_keys: Mapping[str, Collection[PublicKey]] | None,
+        findings: Findings,
+    ) -> None:
+        self._source = source
+        self._findings = findings
+        self._size = newest.size
+        self._newest = newest
+        for checkpoint in known:
+            if checkpoint.size > self._size:
+                findings.add(
+                    "rolled-back",
+                    f"known checkpoint of size {checkpoint.size}",
+                    f"the log signed {checkpoint.size} leaves, but this copy ends at {self._size}",
+                    "this is an older copy: whatever was logged later is missing from it",
+                )
+        public = public_from_ed25519(log_key.public_key, where=log_key.name)
+        self._tree = TreeAudit(source, log_key, self._size, findings, known, witnesses)
+        self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._entry_place)
+        self._derived = DerivedAudit(source, findings) if source.has_tables else None
+        self._records_refused = False
+
+    def read(self, progress: Callable[[int, int], None] | None) -> None:
+        """Read everything once."""
+        try:
+            self._read_leaves(progress)
+        except UnavailableError as error:
+            self._findings.gap(self._source.name, error.what)
+            return
+        self._tree.close()
+        self._findings.counts.issuers = len(self._leaves.heads)
+        if self._tree.root() != self._newest.root:
+            self._findings.add(
+                "checkpoint-differs",
+                f"newest checkpoint, size {self._size}",
+                f"signs the root {self._newest.root.hex()}, but the leaves hash to {self._tree.root().hex()}",
+                "the leaves were changed after it was signed; keep this copy as evidence",
+            )
+        if self._derived is not None:
+            self._derived.close(self._leaves, self._tree, self._newest)
+
+    def _read_leaves(self, progress: Callable[[int, int], None] | None) -> None:
+        done = 0
+        for leaf in self._source.leaves(self._size):
+            if not isinstance(leaf.index, int) or not done <= leaf.index < self._size:
+                self._findings.add(
+                    "leaf-extra",
+                    place("statement", leaf.index),
+                    f"the newest checkpoint covers {self._size} leaves, and this is none of them",
+                    "the ledger never stores a leaf without its checkpoint: it was put in from outside",
+                )
+                continue
+            self._skip_missing(done, leaf.index)
+            self._check(leaf)
+            done = leaf.index + 1
+            if progress is not None:
+                progress(done, self._size)
+        self._skip_missing(done, self._size)
+
+    def _skip_missing(self, done: int, index: int) -> None:
+        if done == index:
+            return
+        last = f" to {index - 1}" if index - done > 1 else ""
+        self._findings.add(
+            "leaf-missing",
+            f"{self._entry_place(done)}{last}",
+            f"{index - done} of {self._size} leaves are gone",
+            "keep this copy as evidence and restore a good one",
+        )
+        for each in range(done, index):
+            self._tree.add(each, Candidates(None))
+            if self._derived is not None:
+                self._derived.skip(each)
+
+    def _check(self, leaf: Leaf) -> None:
+        self._findings.counts.statements += 1
+        statement = self._leaves.read(leaf)
+        if statement is not None:
+            self._leaves.check_receipt(leaf, statement)
+        computed = leaf_hash(leaf.entry) if isinstance(leaf.entry, bytes) else None
+        columns = leaf.columns
+        agreed = self._tree.add(
+            leaf.index,
+            Candidates(computed, columns.leaf_hash, True) if columns is not None else Candidates(computed),
+        )
+        batch: Batch | None = None
+        if statement is None:
+            self._leaves.skip(columns, agreed)
+            if leaf.block is None:
+                if self._derived is not None:
+                    self._derived.skip(leaf.index)
+                return
+        else:
+            self._leaves.check(leaf, statement, agreed)
+            self._leaves.check_columns(leaf, statement)
+            if not isinstance(statement.payload, Batch):
+                return
+            batch = statement.payload
+            self._leaves.check_documents(batch, self._entry_place(leaf.index))
+        facts = self._check_batch(leaf, batch)
+        if self._derived is not None:
+            if facts is None:
+                self._derived.skip(leaf.index)
+            else:
+                self._derived.add(leaf.index, facts)
+
+    def _check_batch(self, leaf: Leaf, batch: Batch | None) -> BatchFacts | None:
+        if leaf.columns is not None:
+            where = place("statement", leaf.index)
+            lines = unpack_block(leaf.block, leaf.columns.records_sha256, where, self._findings)
+            where += ".records"
+        else:
+            where = f"records of entry {leaf.index}"
+            lines = leaf.lines
+            if lines is None:
+                self._findings.gap("records", "the source did not give them; use a key of scope read")
+        if lines is None:
+            return None
+        return check_records(lines, batch, where, self._findings)
+
+    def _entry_place(self, index: int) -> str:
+        return place("statement", index, column="entry") if self._source.has_tables else f"entry {index}"

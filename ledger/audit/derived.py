@@ -1,0 +1,152 @@
+"""Computes the derived tables again while the leaves pass, and compares them row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+from ledger.audit.batches import BatchFacts
+from ledger.audit.index import IndexAudit
+from ledger.audit.leaves import LeafAudit
+from ledger.audit.report import Findings
+from ledger.audit.sources import Row, Source
+from ledger.audit.tables import compare_rows, place, same, shown
+from ledger.audit.tree import TreeAudit
+from ledger.core.checkpoint import Checkpoint
+from ledger.core.errors import UnavailableError
+
+__all__ = ["DerivedAudit"]
+
+
+class DerivedAudit:
+    """What the tables must hold, as far as the leaves have passed. Owned by the one thread that audits.
+
+    Args:
+        source: the database.
+        findings: where contradictions go.
+    """
+
+    def __init__(self, source: Source, findings: Findings) -> None:
+        self._source = source
+        self._findings = findings
+        self._rollups: dict[tuple[int, str, str], list[int]] = {}
+        self._damaged: set[int] = set()  # leaves whose records could not be read
+        self._slices = _Slices(source.rows("batch_slice"), findings)
+        self._index: IndexAudit | None = None
+        try:
+            self._index = IndexAudit(source.open_index, findings)
+        except UnavailableError as error:
+            findings.gap("record_index", error.what)
+
+    def add(self, leaf_index: int, facts: BatchFacts) -> None:
+        """Add what follows from one batch's records."""
+        if self._index is not None:
+            try:
+                self._index.add(leaf_index, facts.ids)
+            except UnavailableError as error:
+                self._findings.gap("record_index", error.what)
+                self._index = None
+        self._slices.check(leaf_index, facts.slices)
+        for key, sums in facts.rollups.items():
+            before = self._rollups.get(key)
+            self._rollups[key] = (
+                sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
+            )
+
+    def skip(self, leaf_index: int) -> None:
+        """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
+        self._damaged.add(leaf_index)
+
+    def close(self, leaves: LeafAudit, tree: TreeAudit, newest: Checkpoint) -> None:
+        """Compare what is left, once all leaves have passed."""
+        self._slices.close(self._damaged)
+        with self._reading("record_index"):
+            if self._index is not None:
+                self._index.close(self._damaged)
+        for table, expected in leaves.expected_rows().items():
+            self._compare(table, expected)
+        self._compare(
+            "rollup", {key: (*key, f"[{','.join(map(str, sums))}]") for key, sums in self._rollups.items()}
+        )
+        with self._reading("log_head"):
+            self._compare_head(leaves.origin, tree, newest)
+        with self._reading("api_key"):
+            self._check_api_keys()
+        for where in self._source.unexpected():
+            self._findings.gap(where, "this auditor does not know it; use the one of the ledger's version")
+
+    def _compare(self, table: str, expected: dict[Row, Row]) -> None:
+        if table == "rollup" and self._damaged:
+            self._findings.gap(
+                table, f"the records of {len(self._damaged)} leaves cannot be read, so sums cannot be judged"
+            )
+            return
+        with self._reading(table):
+            compare_rows(self._findings, table, self._source.rows(table), expected)
+
+    def _compare_head(self, origin: str, tree: TreeAudit, newest: Checkpoint) -> None:
+        rows = list(self._source.rows("log_head"))
+        note = tree.newest_note
+        if note is None and rows:  # that none is stored is a finding already; this one was verified
+            note = rows[0][-1]
+        expected: dict[Row, Row] = {(1,): (1, origin, newest.size, newest.root, note)}
+        compare_rows(self._findings, "log_head", rows, expected)
+
+    def _check_api_keys(self) -> None:
+        """API keys follow from no statement: they carry a digest over themselves."""
+        for row in self._source.rows("api_key"):
+            self._findings.counts.rows += 1
+            *values, digest = row
+            lines = ["" if v is None else v.hex() if isinstance(v, bytes) else str(v) for v in values]
+            right = sha256("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")).digest()
+            if not same(digest, right):
+                self._findings.add(
+                    "row-differs",
+                    place("api_key", row[0]),
+                    f"check_sha256 is {shown(digest)}, but the other columns hash to {shown(right)}",
+                    "revoke the key and make another: its scopes or token may not be what was granted",
+                )
+
+    @contextmanager
+    def _reading(self, table: str) -> Iterator[None]:
+        try:
+            yield
+        except UnavailableError as error:
+            self._findings.gap(table, error.what)
+
+
+class _Slices:
+    """Compares ``batch_slice`` leaf by leaf, as both come in the order of the log."""
+
+    def __init__(self, rows: Iterator[Row], findings: Findings) -> None:
+        self._rows = rows
+        self._findings = findings
+        self._extra: list[Row] = []  # rows of leaves without records, so far
+        self._next: Row | None = None
+        self._advance()
+
+    def check(self, leaf_index: int, slices: dict[tuple[str, str], int]) -> None:
+        """Compare the rows of one batch."""
+        rows: list[Row] = []
+        while self._next is not None and type(self._next[0]) is int and self._next[0] <= leaf_index:
+            (rows if self._next[0] == leaf_index else self._extra).append(self._next)
+            self._advance()
+        expected: dict[Row, Row] = {
+            (leaf_index, *key): (leaf_index, *key, count) for key, count in slices.items()
+        }
+        compare_rows(self._findings, "batch_slice", rows, expected)
+
+    def close(self, damaged: set[int]) -> None:
+        """Report the rows that belong to no batch."""
+        while self._next is not None:
+            self._extra.append(self._next)
+            self._advance()
+        compare_rows(self._findings, "batch_slice", self._extra, {}, undecided=damaged)
+
+    def _advance(self) -> None:
+        try:
+            self._next = next(self._rows, None)
+        except UnavailableError as error:
+            self._findings.gap("batch_slice", error.what)
+            self._next = None

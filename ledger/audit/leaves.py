@@ -1,0 +1,365 @@
+"""Checks statements in the order of the log: signatures, issuers' keys and chains, documents, receipts.
+
+All keys but the log's own are learned from the log: leaf 0 names the log's key, and the log signs which key
+is which issuer's, from which leaf on, and until which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import UNSET
+
+from ledger.audit.report import Findings
+from ledger.audit.sources import Leaf, StoredColumns
+from ledger.audit.tables import place, same, shown
+from ledger.audit.tree import TreeAudit
+from ledger.core import cose, receipts
+from ledger.core.canonical import encode_canonical
+from ledger.core.chain import ChainHead, next_head
+from ledger.core.errors import InvalidError, TallystickError
+from ledger.core.keys import PublicKey, parse_cose_key
+from ledger.core.records import document_digest
+from ledger.core.statements import (
+    Batch,
+    DeploymentStatement,
+    FactorsStatement,
+    IssuerKey,
+    SignedStatement,
+    decode_statement,
+    verify_statement,
+)
+
+__all__ = ["Document", "LeafAudit"]
+
+_RECEIPT_LABELS = frozenset({cose.ALG, cose.KID, cose.CWT_CLAIMS, cose.VDS, receipts.TREE_SIZE})
+_SUSPECT = "keep this copy as evidence; the ledger never accepts such a statement"
+
+
+@dataclass
+class _Key:
+    """An issuer's key as the log's statements tell it."""
+
+    issuer: str
+    public: PublicKey
+    encoded: bytes
+    added_leaf: int
+    revoked_leaf: int | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A deployment or factor set, as first published."""
+
+    kind: str
+    leaf_index: int
+    body: bytes
+    model: str | None
+    version: str | None
+
+
+class LeafAudit:
+    """What the statements so far have established. Owned by the one thread that audits.
+
+    Args:
+        log_key: the log's public key.
+        origin: the log's name.
+        tree: the tree that the leaves are added to; tells when a receipt can be checked.
+        findings: where contradictions go.
+        issuer_keys: keys that the auditor has from the issuers themselves.
+        entry_place: names the place of an entry.
+    """
+
+    def __init__(
+        self,
+        log_key: PublicKey,
+        origin: str,
+        tree: TreeAudit,
+        findings: Findings,
+        issuer_keys: Mapping[str, Collection[PublicKey]] | None,
+        entry_place: Callable[[int], str],
+    ) -> None:
+        self.origin = origin
+        # The log's own key is known without leaf 0, whatever that says.
+        self._log_cose_key = cose.encode_cbor(log_key.to_cose_key())
+        self.keys = {log_key.kid: _Key(origin, log_key, self._log_cose_key, 0)}
+        self.heads = {origin: ChainHead()}
+        self.documents: dict[str, Document] = {}
+        self._log_key = log_key
+        self._tree = tree
+        self._findings = findings
+        self._issuer_keys = issuer_keys or {}
+        self._entry_place = entry_place
+
+    def read(self, leaf: Leaf) -> SignedStatement | None:
+        """Decode a leaf's entry; None, and a finding, if it is no statement."""
+        where = self._entry_place(leaf.index)
+        try:
+            if not isinstance(leaf.entry, bytes):
+                raise InvalidError(
+                    f"is {shown(leaf.entry)}, not bytes", where=where, code="malformed-statement"
+                )
+            statement = decode_statement(leaf.entry, where=where)
+            if statement.receipts:
+                raise InvalidError("has an unprotected header", where=where, code="malformed-statement")
+        except TallystickError as error:
+            self._findings.add_error(error, where)
+            return None
+        return statement
+
+    def check(self, leaf: Leaf, statement: SignedStatement, leaf_hash: bytes) -> None:
+        """Check a statement against what came before it, and learn from it."""
+        where = self._entry_place(leaf.index)
+        payload = statement.payload
+        if leaf.index == 0:
+            self._check_genesis(statement, where)
+        elif isinstance(payload, IssuerKey):
+            self._learn_key(payload, statement, leaf.index, where)
+        self._check_signature(statement, leaf.index, where)
+        try:
+            head = next_head(self.heads.get(statement.issuer, ChainHead()), statement, where=where)
+        except TallystickError as error:
+            self._findings.add_error(error, where)
+        else:
+            assert head.next_seq == payload.seq + 1  # noqa: S101 - the rule of chains
+        # On a break go on from this statement, with the hash that the tree has for it.
+        self.heads[statement.issuer] = ChainHead(payload.seq + 1, leaf_hash)
+        if isinstance(payload, DeploymentStatement | FactorsStatement):
+            self._learn_document(payload, leaf.index)
+
+    def skip(self, columns: StoredColumns | None, leaf_hash: bytes) -> None:
+        """Go on after an unreadable statement: take its issuer's chain as if it had been right."""
+        if columns is not None and isinstance(columns.issuer, str) and isinstance(columns.seq, int):
+            self.heads[columns.issuer] = ChainHead(columns.seq + 1, leaf_hash)
+
+    def check_columns(self, leaf: Leaf, statement: SignedStatement) -> None:
+        """Compare what is stored beside the entry with what the entry says."""
+        columns, payload = leaf.columns, statement.payload
+        if columns is None:
+            return
+        batch = payload if isinstance(payload, Batch) else None
+        expected = {
+            "kind": statement.kind,
+            "issuer": statement.issuer,
+            "seq": payload.seq,
+            "record_count": batch.count if batch else 0,
+            "first_us": batch.first_us if batch else None,
+            "last_us": batch.last_us if batch else None,
+        }
+        if batch is None:
+            expected["records_sha256"] = None
+            if leaf.block is not None:
+                self._findings.add(
+                    "row-differs",
+                    place("statement", leaf.index, column="records"),
+                    f"has {shown(leaf.block)}, but a statement of kind {statement.kind} has no records",
+                )
+        for column, right in expected.items():
+            value = getattr(columns, column)
+            if not same(value, right):
+                self._findings.add(
+                    "row-differs",
+                    place("statement", leaf.index, column=column),
+                    f"is {shown(value)}, but the statement says {shown(right)}",
+                )
+
+    # --- receipts ---
+
+    def check_receipt(self, leaf: Leaf, statement: SignedStatement) -> None:
+        """See to it that a leaf's receipt is checked once the tree has the size that the receipt names.
+
+        To be called before the leaf is added to the tree.
+        """
+        if leaf.columns is not None:
+            self._check_stored_receipt(leaf.index, leaf.columns, statement.subject)
+        elif leaf.receipt is not None:
+            self._check_given_receipt(leaf.index, leaf.receipt, statement)
+
+    def _check_stored_receipt(self, index: int, columns: StoredColumns, subject: str) -> None:
+        where = place("statement", index, column="receipt_signature")
+        signature, size, registered_s = columns.receipt_signature, columns.tree_size, columns.registered_s
+        if type(size) is not int or type(registered_s) is not int or not isinstance(signature, bytes):
+            self._findings.add(
+                "bad-receipt", where, "tree_size, registered_s or receipt_signature is of the wrong type"
+            )
+            return
+
+        def verify(root: bytes) -> None:
+            self._findings.counts.signatures += 1
+            header = {
+                cose.ALG: self._log_key.alg,
+                cose.KID: self._log_key.kid,
+                **receipts.receipt_header(
+                    origin=self.origin, subject=subject, registered_s=registered_s, tree_size=size
+                ),
+            }
+            try:
+                message = cose.Sign1(cose.encode_cbor(header), header, {}, None, signature)
+                cose.verify_sign1(
+                    message, self._log_key, payload=root, understood=_RECEIPT_LABELS, where=where
+                )
+            except TallystickError:
+                self._findings.add(
+                    "bad-receipt",
+                    where,
+                    f"the receipt does not verify: tree_size {size}, registered_s {registered_s} or the "
+                    "signature is not what the log's key signed",
+                    "the receipt that the issuer holds says what is right",
+                )
+
+        if not self._tree.when(size, verify):
+            self._findings.add(
+                "bad-receipt",
+                place("statement", index, column="tree_size"),
+                f"no tree of {size} leaves has leaf {index} in this log of {self._tree.size}",
+            )
+
+    def _check_given_receipt(self, index: int, data: bytes, statement: SignedStatement) -> None:
+        where = f"receipt of entry {index}"
+
+        def verify(root: bytes) -> None:
+            self._findings.counts.signatures += 1
+            try:
+                proven = receipts.verify_receipt(
+                    receipt, statement.leaf_hash, self._log_key, subject=statement.subject, where=where
+                )
+                if proven != root:
+                    raise InvalidError("proves another tree", where=where, code="bad-receipt")
+            except TallystickError as error:
+                self._findings.add_error(error, where, code="bad-receipt")
+
+        try:
+            receipt = receipts.decode_receipt(data, where=where)
+        except TallystickError as error:
+            self._findings.add_error(error, where, code="bad-receipt")
+            return
+        if receipt.origin != self.origin or receipt.leaf_index != index:
+            self._findings.add("bad-receipt", where, f"is for leaf {receipt.leaf_index} of {receipt.origin}")
+        elif receipt.tree_size > self._tree.size:
+            self._findings.gap(where, "it names a tree newer than the audited checkpoint")
+        elif not self._tree.when(receipt.tree_size, verify):
+            self._findings.add("bad-receipt", where, f"names a tree of {receipt.tree_size} leaves")
+
+    # --- keys ---
+
+    def _check_genesis(self, statement: SignedStatement, where: str) -> None:
+        payload = statement.payload
+        right = (
+            isinstance(payload, IssuerKey)
+            and payload.action == "add"
+            and statement.issuer == payload.issuer == self.origin
+            and bytes.fromhex(payload.kid) == self._log_key.kid
+        )
+        if not right or not isinstance(payload, IssuerKey) or payload.key != self._log_cose_key.hex():
+            self._findings.add(
+                "bad-genesis",
+                where,
+                f"leaf 0 does not add the key of {self.origin}",
+                "check that the verifier key is this log's",
+            )
+
+    def _learn_key(self, change: IssuerKey, statement: SignedStatement, index: int, where: str) -> None:
+        def bad(what: str) -> None:
+            self._findings.add("bad-key-statement", where, what, _SUSPECT)
+
+        if statement.issuer != self.origin or statement.kid != self._log_key.kid:
+            bad(f"{statement.issuer} decides about keys, which only {self.origin} may")
+            return
+        kid = bytes.fromhex(change.kid)
+        present = self.keys.get(kid)
+        if change.action == "revoke":
+            if present is None or present.issuer != change.issuer or present.revoked_leaf is not None:
+                bad(f"revokes key {change.kid}, which {change.issuer} does not have")
+            else:
+                present.revoked_leaf = index
+            return
+        if present is not None:
+            bad(f"adds key {change.kid} again")
+            return
+        try:
+            encoded = bytes.fromhex(change.key if change.key is not UNSET else "")
+            public = parse_cose_key(cose.decode_cbor(encoded, where=where), where=where)
+        except (TallystickError, ValueError) as error:
+            bad(f"its key cannot be read: {error}")
+            return
+        if public.kid != kid:
+            bad("its kid is not the thumbprint of its key")
+            return
+        self.keys[kid] = _Key(change.issuer, public, encoded, index)
+        self.heads.setdefault(change.issuer, ChainHead())
+        trusted = self._issuer_keys.get(change.issuer)
+        if trusted is not None and kid not in {key.kid for key in trusted}:
+            self._findings.add(
+                "unexpected-key",
+                where,
+                f"adds key {change.kid} for {change.issuer}, which is none of the keys that you have from it",
+                "ask the issuer whether the key is its own; if not, what it signed is forged",
+            )
+
+    def _check_signature(self, statement: SignedStatement, index: int, where: str) -> None:
+        key = self.keys.get(statement.kid)
+        if key is None or key.issuer != statement.issuer:
+            self._findings.add(
+                "unknown-key",
+                where,
+                f"is signed by key {statement.kid.hex()}, which the log has not named as one of "
+                f"{statement.issuer} before",
+                _SUSPECT,
+            )
+            return
+        if key.revoked_leaf is not None and key.revoked_leaf < index:
+            self._findings.add(
+                "revoked-key",
+                where,
+                f"is signed by key {statement.kid.hex()}, which leaf {key.revoked_leaf} revoked",
+                _SUSPECT,
+            )
+        self._findings.counts.signatures += 1
+        try:
+            verify_statement(statement, key.public, where=where)
+        except TallystickError as error:
+            self._findings.add_error(error, where)
+
+    # --- documents ---
+
+    def _learn_document(self, payload: DeploymentStatement | FactorsStatement, index: int) -> None:
+        if isinstance(payload, DeploymentStatement):
+            deployment = payload.deployment
+            digest, body = document_digest(deployment), encode_canonical(deployment)
+            version = None if deployment.version is UNSET else deployment.version
+            document = Document("deployment", index, body, deployment.model, version)
+        else:
+            digest, body = document_digest(payload.factors), encode_canonical(payload.factors)
+            document = Document("factors", index, body, None, None)
+        self.documents.setdefault(digest, document)
+
+    def check_documents(self, batch: Batch, where: str) -> None:
+        """Check that what a batch refers to was published before it, as what it is referred to."""
+        for kind, digests in (("deployment", batch.deployments), ("factors", batch.factors)):
+            for digest in digests:
+                document = self.documents.get(digest)
+                if document is None or document.kind != kind:
+                    self._findings.add(
+                        "unknown-document",
+                        where,
+                        f"refers to the {kind} {digest}, which no earlier leaf published",
+                        _SUSPECT,
+                    )
+
+    # --- what the tables must hold ---
+
+    def expected_rows(self) -> dict[str, dict[tuple[Any, ...], tuple[Any, ...]]]:
+        """The rows of ``issuer``, ``issuer_key`` and ``document`` that follow from the statements."""
+        return {
+            "issuer": {(name,): (name, head.next_seq, head.last_leaf) for name, head in self.heads.items()},
+            "issuer_key": {
+                (kid,): (kid, key.issuer, key.public.alg, key.encoded, key.added_leaf, key.revoked_leaf)
+                for kid, key in self.keys.items()
+            },
+            "document": {
+                (digest,): (digest, d.kind, d.leaf_index, d.body, d.model, d.version)
+                for digest, d in self.documents.items()
+            },
+        }
