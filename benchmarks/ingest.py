@@ -1,4 +1,4 @@
-"""Batches of 256 records over HTTP into SQLite, fully verified and durable, against plain inserts of the same bytes.
+"""Batches of 256 records over HTTP into SQLite, verified and durable, against plain inserts of their bytes.
 
 The service runs as its own process, with the store that `tallystick init` makes; four issuers send, each
 waiting for its receipt before the next batch. The limit beside it is `executemany` of the same record bytes
@@ -8,8 +8,10 @@ into a table with three indexes and the same durability (WAL, synchronous=FULL),
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import random
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -62,12 +64,13 @@ def make_records(count: int, start_us: int, chance: random.Random) -> list[Recor
     records = []
     for n in range(count):
         at = start_us + n * 200
-        bits = chance.getrandbits(74)
-        middle = 0x8000 | bits >> 60 & 0x3FFF
+        identity = (
+            f"{at // 1000:012x}7{chance.getrandbits(12):03x}{0x8000 << 48 | chance.getrandbits(62):016x}"
+        )
         energy = chance.randrange(10_000_000, 90_000_000)
         records.append(
             Record(
-                id=f"{at // 1000 >> 16:08x}-{at // 1000 & 0xFFFF:04x}-7{bits & 0xFFF:03x}-{middle:04x}-{bits >> 12 & 2**48 - 1:012x}",
+                id="-".join((identity[:8], identity[8:12], identity[12:16], identity[16:20], identity[20:])),
                 deployment=deployment,
                 factors=factors,
                 tenant=f"tenant-{chance.randrange(40)}",
@@ -98,7 +101,7 @@ class Chain:
     def __init__(self, name: str, key: PrivateKey) -> None:
         self.name, self.key, self.seq, self.prev = name, key, 0, None
         self.bodies: list[tuple[str, str, bytes]] = []
-        self.lines: list[list[tuple[bytes, bytes]]] = []
+        self.rows: list[tuple[str, int, str, bytes]] = []
 
     def _sign(self, kind: type, **fields: Any) -> st.SignedStatement:
         if self.prev is not None:
@@ -133,7 +136,9 @@ class Chain:
         )
         body = encode_cbor([statement.entry, block])
         self.bodies.append(("/batches", "application/vnd.tallystick.batch+cbor", body))
-        self.lines.append([(r.id.encode(), line) for r, line in zip(records, lines, strict=True)])
+        self.rows += [
+            (r.id, r.started_us, str(r.tenant), line) for r, line in zip(records, lines, strict=True)
+        ]
 
 
 def make_chains(records: int, batch: int = BATCH, issuers: int = ISSUERS) -> list[Chain]:
@@ -162,15 +167,19 @@ class Running:
         sequencer.stop()
         store.close()
         self.token = (folder / "admin.key").read_text().strip()
-        self.port = 18_090
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "cli", "serve", str(folder), "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
             try:
                 self.connect().request("GET", "/healthz")
-                return
             except OSError:
                 time.sleep(0.05)
+            else:
+                return
+        self.stop()
         raise RuntimeError("the service did not start")
 
     def connect(self) -> http.client.HTTPConnection:
@@ -207,7 +216,7 @@ def over_http(chains: list[Chain], records: int, folder: Path) -> float:
         seconds = time.perf_counter() - begun
         connection = service.connect()
         connection.request("GET", "/log")
-        size = int(__import__("json").loads(connection.getresponse().read())["size"])
+        size = int(json.loads(connection.getresponse().read())["size"])
         expected = 1 + len(chains) + sum(len(chain.bodies) for chain in chains)
         if size != expected:
             raise RuntimeError(f"{size} leaves instead of {expected}")
@@ -218,20 +227,14 @@ def over_http(chains: list[Chain], records: int, folder: Path) -> float:
 
 def plain_inserts(chains: list[Chain], records: int, path: Path, commit_every: int) -> float:
     """Records per second of `executemany` into one table with three indexes, as durable as ours."""
-    rows = [
-        (identity, 0, line[200:240], line)
-        for chain in chains
-        for lines in chain.lines
-        for identity, line in lines
-    ]
+    rows = [row for chain in chains for row in chain.rows]
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("pragma journal_mode=WAL")
     connection.execute("pragma synchronous=FULL")
-    connection.execute(
-        "create table record (id blob primary key, started_us integer, tenant blob, body blob)"
-    )
-    connection.execute("create index a on record (started_us)")
-    connection.execute("create index b on record (tenant)")
+    connection.execute("create table record (id text, started_us integer, tenant text, body blob)")
+    connection.execute("create unique index record_id on record (id)")
+    connection.execute("create index record_time on record (started_us)")
+    connection.execute("create index record_tenant on record (tenant, started_us)")
     begun = time.perf_counter()
     for start in range(0, len(rows), commit_every):
         connection.execute("begin immediate")

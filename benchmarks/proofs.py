@@ -1,4 +1,4 @@
-"""How the cost of a proof depends on the size of the log: look-ups at 10 thousand and at 10 million leaves."""
+"""How the cost of a proof grows with the log: look-ups at 10 thousand and at 10 million leaves."""
 
 from __future__ import annotations
 
