@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import UNSET
 
-from ledger.core.errors import RefusedError
+from ledger.core.errors import RefusedError, UnavailableError
 from ledger.core.export_layout import Scope
 from ledger.core.keys import PrivateKey
 from ledger.export.manifest import write_manifest
@@ -67,6 +67,7 @@ def export_parquet(
         RefusedError: the directory is not empty.
         InvalidError: the period is empty, or ``log_key`` is not the log's.
         CorruptError: the ledger does not prove what would be exported.
+        UnavailableError: it cannot be written.
     """
     period = Period(from_us, to_us)
     if every_statement is None:
@@ -96,6 +97,14 @@ def export_parquet(
         _check_free(target)
         work.rename(target)
         _sync_directory(target.parent)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise UnavailableError(
+            f"could not write the export: {error.strerror or error}",
+            where=str(target),
+            remedy="make room, or write to another disk; nothing is left behind",
+            code="export-failed",
+        ) from error
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,9 @@ class _Partition:
 class RecordFiles:
     """Writes records into one file a day. Not safe to share between threads.
 
+    A thread of its own compresses and writes one row group while the caller makes the next; it is waited for
+    before anything else touches a writer, so files come out the same each time.
+
     Args:
         directory: the export's directory.
         deployment: returns the deployment of a digest.
@@ -90,6 +95,8 @@ class RecordFiles:
         self._days: dict[int, _Partition] = {}
         self._open: OrderedDict[int, None] = OrderedDict()  # least recently written first
         self._buffered = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tallystick-export")
+        self._writing: Future[None] | None = None
 
     def add(self, leaf: Leaf) -> None:
         """Add the records of ``leaf``; leaves must come in order."""
@@ -115,12 +122,15 @@ class RecordFiles:
         for day in sorted(self._days):
             self._flush(day)
             self._finish(day)
+        self._thread.shutdown()
 
     def abandon(self) -> None:
         """Let go of open files after a failure."""
+        self._thread.shutdown()
         for partition in self._days.values():
             if partition.writer is not None:
-                partition.writer.close()
+                with suppress(Exception):  # the failure that led here is the one to report
+                    partition.writer.close()
 
     def _extend(
         self, day: int, leaf: Leaf, positions: list[int], records: list[Record], lines: list[bytes]
@@ -157,7 +167,7 @@ class RecordFiles:
         found = [self._deployments[digest] for digest in digests]
         for name in found[0]:
             columns[name] = [each[name] for each in found]
-        arrays = [pa.array(columns[each.name], each.type) for each in RECORD_SCHEMA]
+        arrays = [_array(columns[each.name], each.type) for each in RECORD_SCHEMA]
         partition.converted.append(pa.RecordBatch.from_arrays(arrays, schema=RECORD_SCHEMA))
         partition.converted_rows += len(records)
         for waiting in (partition.leaf_index, partition.position, partition.issuer, partition.lines, records):
@@ -173,14 +183,23 @@ class RecordFiles:
         table = pa.Table.from_batches(partition.converted)
         self._buffered -= table.num_rows
         partition.converted, partition.converted_rows = [], 0
+        self._settle()
         if partition.writer is None:
             self._start(day)
         assert partition.writer is not None  # noqa: S101 - for the type checker
-        partition.writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._writing = self._thread.submit(
+            partition.writer.write_table, table, row_group_size=ROW_GROUP_ROWS
+        )
         partition.part_rows += table.num_rows
         self._open.move_to_end(day)
         if partition.part_rows >= MAX_PART_ROWS:
             self._finish(day)
+
+    def _settle(self) -> None:
+        """Wait for the write under way; raise what it raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def _start(self, day: int) -> None:
         if len(self._open) >= _MAX_OPEN_FILES:
@@ -196,6 +215,7 @@ class RecordFiles:
         partition = self._days[day]
         if partition.writer is None:
             return
+        self._settle()
         partition.writer.close()
         self.rows[partition.path] = partition.part_rows
         partition.writer, partition.part_rows = None, 0
@@ -256,7 +276,8 @@ class StatementFile:
 
     def abandon(self) -> None:
         """Let go of the open file after a failure."""
-        self._writer.close()
+        with suppress(Exception):
+            self._writer.close()
 
     def _flush(self) -> None:
         if self._waiting:
@@ -264,6 +285,14 @@ class StatementFile:
             self._writer.write_table(table, row_group_size=len(self._waiting))
             self.rows[STATEMENTS_FILE] += len(self._waiting)
             self._waiting, self._waiting_bytes = [], 0
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of ``values``; what is the same all along, often null, is not converted one by one."""
+    first = values[0]
+    if values.count(first) != len(values):
+        return pa.array(values, kind)
+    return pa.nulls(len(values), kind) if first is None else pa.repeat(pa.scalar(first, kind), len(values))
 
 
 def _writer(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from msgspec import UNSET
 
 from ledger.core import merkle
 from ledger.core.checkpoint import open_checkpoint
-from ledger.core.errors import CorruptError, InvalidError, RefusedError
+from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.export_layout import (
     MANIFEST_FILE,
     MANIFEST_SIGNATURE_FILE,
@@ -37,6 +39,7 @@ from ledger.export import partitions, source
 from ledger.export.layout import RECORD_SCHEMA, STATEMENT_SCHEMA
 from ledger.export.manifest import check_files
 from ledger.export.parquet import ExportSummary, export_parquet
+from ledger.store import Store, open_store
 from ledger.store.append import log_verifier_key
 from tests.build import ORIGIN, START_US
 from tests.export.conftest import CREATED_US, DAY_US, MIDNIGHT_US, Ledger
@@ -381,8 +384,89 @@ def test_a_failure_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_nothing_behind(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
+    with pytest.raises(UnavailableError, match="No space left"):
+        export_parquet(ledger.store, tmp_path / "x", log_key=ledger.key)
+    assert not list(tmp_path.iterdir())
+
+
 def test_days_are_those_of_the_calendar() -> None:
     from datetime import UTC, datetime
 
     for time_us in (0, START_US, MIDNIGHT_US - 1, MIDNIGHT_US, 2**53 - 1):
         assert day_of(time_us) == f"{datetime.fromtimestamp(time_us // 10**6, UTC):%Y-%m-%d}"
+
+
+# --- a ledger that was changed behind its back is not signed for again ---
+
+
+@pytest.fixture
+def spoilt(ledger: Ledger, tmp_path: Path) -> Iterator[tuple[Store, Any]]:
+    """A copy of the database that a test may change."""
+    path = tmp_path / "copy.db"
+    with sqlite3.connect(path) as copy, ledger.store.read() as connection:
+        connection.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
+    store = open_store(path)
+    yield store, sqlite3.connect(path, isolation_level=None)
+    store.close()
+
+
+BATCH_LEAF = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (f"DELETE FROM statement WHERE leaf_index = {BATCH_LEAF}", "is not in the store"),
+        (
+            "DELETE FROM statement WHERE leaf_index = (SELECT max(leaf_index) FROM statement)",
+            "not in the store",
+        ),
+        (f"UPDATE statement SET records = x'00' WHERE leaf_index = {BATCH_LEAF}", "cannot be decompressed"),
+        (
+            "UPDATE statement SET records = (SELECT records FROM statement ORDER BY last_us DESC LIMIT 1) "
+            f"WHERE leaf_index = {BATCH_LEAF}",
+            "do not hash to the statement's root",
+        ),
+        (
+            "UPDATE statement SET entry = (SELECT entry FROM statement WHERE leaf_index = 0) "
+            f"WHERE leaf_index = {BATCH_LEAF}",
+            "another hash",
+        ),
+        ("UPDATE tile SET hashes = zeroblob(length(hashes))", "do not lead to the checkpoint's root"),
+        (
+            "UPDATE document SET body = CAST(replace(CAST(body AS TEXT), 'Qwen3', 'Qwen4') AS BLOB)",
+            "has another digest",
+        ),
+        ("DELETE FROM document", "is not in the store"),
+        (
+            "UPDATE log_head SET checkpoint = replace(checkpoint, size || char(10), '7' || char(10))",
+            "signature does not verify",
+        ),
+    ],
+)
+def test_a_changed_ledger_is_not_exported(
+    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path, change: str, message: str
+) -> None:
+    store, connection = spoilt
+    connection.execute(change)
+    connection.close()
+    with pytest.raises((CorruptError, InvalidError), match=message):
+        export_parquet(store, tmp_path / "x", log_key=ledger.key)
+    assert not (tmp_path / "x").exists()
+
+
+def test_erased_records_leave_their_statement(
+    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path
+) -> None:
+    store, connection = spoilt
+    connection.execute(f"UPDATE statement SET records = NULL WHERE leaf_index = {BATCH_LEAF}")
+    connection.close()
+    summary = export_parquet(store, tmp_path / "x", log_key=ledger.key)
+    assert check_proofs(summary.directory, ledger) == (len(ledger.records) - 300, summary.tree_size)
