@@ -32,7 +32,7 @@ _README = """# Export of a Tallystick log
 Each row of `records/` is one record: the tokens of one generation, with usage, times, energy and carbon.
 Units are in the column names; null means that the record does not say. Query it with any Parquet reader:
 
-    SELECT day, model, sum(output_tokens) AS output_tokens, sum(energy_uj) / 3.6e9 AS kwh
+    SELECT day, model, sum(output_tokens) AS output_tokens, sum(energy_uj) / 3.6e12 AS kwh
     FROM read_parquet('records/**/*.parquet', hive_partitioning = true)
     GROUP BY ALL ORDER BY ALL;
 
