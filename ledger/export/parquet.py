@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,9 +75,9 @@ def export_parquet(
     target = Path(directory).absolute()
     _check_free(target)
     opened = open_source(source, log_key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    work = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
+        work.mkdir(parents=True)
         rows = _write(opened, work, period, every_statement=every_statement, progress=progress)
         manifest = write_manifest(
             work,
@@ -93,7 +93,6 @@ def export_parquet(
             log_key=log_key,
         )
         sizes = _sync(work)
-        work.chmod(0o755)  # mkdtemp keeps others out; the export is as public as its parent
         _check_free(target)
         work.rename(target)
         _sync_directory(target.parent)
