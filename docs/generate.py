@@ -227,10 +227,16 @@ def database_tables() -> str:
     return "\n".join(parts)
 
 
+def rollup_sums() -> str:
+    """What a roll-up sums, in order."""
+    from ledger.store.tables import ROLLUP_SUMS
+
+    return ", ".join(f"`{name}`" for name in ROLLUP_SUMS) + "."
+
+
 def _sql_type(column: Any) -> str:
     name = type(column.type).__name__
     return {
-        "ExactInteger": "exact integer",
         "LargeBinary": "bytes",
         "BigInteger": "64-bit integer",
         "Integer": "integer",
@@ -401,6 +407,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "record-columns": record_columns,
     "statement-columns": statement_columns,
     "database": database_tables,
+    "rollup-sums": rollup_sums,
     "settings": settings,
     "problems": problems,
     "api": api,
