@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from ledger.core.errors import UnavailableError
 
-__all__ = ["Child", "free_port", "running"]
+__all__ = ["Child", "free_port", "is_answering", "running"]
 
 _STOP_SECONDS = 20
 """Longer than a service needs to answer what it has begun."""
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 8
+_ANSWER_SECONDS = 2
 
 
 def free_port() -> int:
@@ -27,6 +29,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_answering(url: str) -> bool:
+    """Whether ``GET url`` answers with success."""
+    import urllib3
+
+    try:
+        return urllib3.request("GET", url, retries=False, timeout=_ANSWER_SECONDS).status == HTTPStatus.OK
+    except urllib3.exceptions.HTTPError:
+        return False
 
 
 @dataclass(frozen=True)

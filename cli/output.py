@@ -95,3 +95,11 @@ def print_error(error: TallystickError, *, as_json: bool) -> None:
         console.print(Text.assemble(("  where: ", "bold"), printable(error.where)))
     if error.remedy:
         console.print(Text.assemble(("  remedy: ", "bold"), printable(error.remedy)))
+
+
+def verdict(name: str, text: str) -> None:
+    """Print what an audit came to."""
+    from rich.text import Text
+
+    style = {"sound": "bold green", "refuted": "bold red"}.get(name, "bold yellow")
+    stdout().print(Text.assemble((name.upper(), style), f": {text}"))
