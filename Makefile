@@ -84,7 +84,7 @@ fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
 
 .PHONY: faults
 faults: $(STAMP) ## Kill the service and the recorder again and again; lose nothing (FAULT_ROUNDS=20)
-	$(BIN)/python -m pytest -m faults tests/faults
+	TALLYSTICK_FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -m faults --timeout 3600 tests/faults
 
 .PHONY: bench
 bench: $(STAMP) ## Measure this machine
