@@ -60,7 +60,7 @@ def start(model: Path, name: str, *, slots: int, context: int, threads: int) -> 
     recorder = Recorder(
         deployment=llamacpp.deployment_of(params, model=name), factors=default_factor_set(), max_age_s=0.5
     )
-    server = llamacpp.attach(xllamacpp.Server(params), recorder, api_key=key)
+    server = llamacpp.attach(xllamacpp.Server(params), recorder, params=params, api_key=key)
     return server, recorder
 
 

