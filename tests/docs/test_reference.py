@@ -20,6 +20,7 @@ from ledger.service.settings import ENVIRONMENT_PREFIX, Settings
 from ledger.store import migrate, open_store
 from ledger.store.append import create_log
 
+CODE = re.compile("`([a-z0-9-]+)`").findall
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -98,6 +99,20 @@ def test_every_constant_of_commitments_is_documented() -> None:
 def test_every_problem_of_the_service_is_documented() -> None:
     headings = re.findall(r"^### ([a-z0-9-]+)$", page("problems.md"), re.MULTILINE)
     assert set(PROBLEM_TYPES) <= set(headings)
+
+
+def test_every_code_that_is_raised_is_documented() -> None:
+    text = page("problems.md")
+    documented = set(re.findall(r"^### ([a-z0-9-]+)$", text, re.MULTILINE))
+    documented |= {
+        code for line in text.splitlines() if line.startswith("| `") for code in CODE(line.split("|")[1])
+    }
+    for path in [*(ROOT / "ledger").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        raised = set(re.findall(r"""\bcode(?:: str)? ?= ?"([a-z0-9-]+)"[,)\s]""", source))
+        if path.is_relative_to(ROOT / "ledger" / "audit"):
+            raised |= set(re.findall(r"""\.add\(\s*"([a-z-]+)",""", source))
+        assert raised <= documented, path.name
 
 
 def test_every_setting_is_documented() -> None:
