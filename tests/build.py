@@ -44,10 +44,10 @@ __all__ = [
     "make_batch",
     "make_deployment",
     "make_factor_set",
+    "make_ledger",
     "make_record",
     "make_records",
     "make_uuid7",
-    "make_ledger",
     "seal_lines",
     "sign_raw",
 ]
@@ -276,7 +276,7 @@ class Ledger:
 
 
 def make_ledger(directory: Path) -> Ledger:
-    """A SQLite store in ``directory`` (``ledger.db``) as ``Ledger`` describes it. Close its store in the end."""
+    """A SQLite store in ``directory`` (``ledger.db``), as ``Ledger`` describes; close its store."""
     from ledger.store import Sequencer, migrate, open_store
     from ledger.store.append import create_log
 

@@ -75,8 +75,6 @@ def problem_response(
         headers["WWW-Authenticate"] = _CHALLENGE
     if kind.code == "unsupported-encoding":
         headers["Accept-Encoding"] = "zstd"
-    if kind.status in (408, 413) or kind.code == "disconnected":
-        headers["Connection"] = "close"  # the rest of the body is not read
     if _wants_concise(request):
         extra: dict[Any, Any] = {_TUNNEL_TYPE: kind.path, _TUNNEL_STATUS: kind.status, "remedy": remedy}
         if where:

@@ -1,4 +1,4 @@
-"""Runs the service: uvicorn with httptools and uvloop, bounded, stopping gracefully."""
+"""Runs the service: uvicorn with uvloop and bounded connections, stopping gracefully."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.keys import PrivateKey
 from ledger.keyfiles import load_private_key
 from ledger.service.app import create_app
+from ledger.service.protocol import BoundedProtocol
 from ledger.service.settings import Settings, settings_from_environment
 from ledger.store import open_store
 from ledger.store.engine import is_migrated
@@ -74,7 +75,7 @@ def serve(
                 app,
                 host=host,
                 port=port,
-                http="httptools",
+                http=BoundedProtocol,
                 loop="uvloop",
                 ws="none",
                 lifespan="on",

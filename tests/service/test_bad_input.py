@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
@@ -19,9 +20,21 @@ from ledger.core.canonical import encode_canonical
 from ledger.core.cose import encode_cbor
 from ledger.core.keys import generate_key
 from ledger.core.records import Quality, Usage, encode_record
+from ledger.service import batches, entries
 from ledger.service.problem_types import PROBLEM_TYPES
 from tests.build import Issuer, SealedBatch, batch_body, make_deployment, make_records, seal_lines, sign_raw
 from tests.service.conftest import BATCH, COSE, Harness
+
+REFERENCE = {
+    route.path: set(
+        code
+        for answer in route.responses.values()
+        for code in answer["content"].get("application/problem+json", {}).get("examples", {})
+    )
+    for route in (*entries.router.routes, *batches.router.routes)
+    if isinstance(route, APIRoute)
+}
+"""What the API reference says that each address can refuse with."""
 
 Built = tuple[str, bytes, dict[str, str]]
 CASES: dict[str, tuple[str, int, Callable[[Harness], Built]]] = {}
@@ -478,6 +491,7 @@ def test_bad_input_is_refused_and_changes_nothing(name: str, harness: Harness) -
     assert problem["title"] == PROBLEM_TYPES[code].title
     assert problem["detail"]
     assert problem["remedy"]
+    assert code in REFERENCE[path]
     assert harness.everything() == before
     assert harness.get("/checkpoint").text == checkpoint
     # The service is as it was: what is right is still taken.
