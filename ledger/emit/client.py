@@ -1,7 +1,7 @@
 """Owns the HTTP side of sending: one request, bounded in time and size, and what its answer means.
 
-``Client.post`` does the I/O; ``judge`` decides. Redirects are not followed: a statement goes to the ledger that
-was named, and nowhere else.
+``Client.post`` does the I/O; ``judge`` decides. Redirects are not followed: a statement goes to the ledger
+that was named, and nowhere else.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ _MAX_AHEAD_US = 60_000_000
 _MIN_TIME_US = 1_577_836_800_000_000
 """2020, the ledger's bound: a smaller time is a clock that was never set, or another unit."""
 _MAX_REASON = 32
+_MAX_TENANT = 1024
 _is_reason = re.compile("[a-z][a-z_]{0,31}").fullmatch
 
 
@@ -102,7 +103,9 @@ class Composer:
         Raises:
             OSError: the secret of a new tenant could not be stored.
         """
-        self._keys = self._tenants.keys({_tenant_name(report) for report in reports})
+        self._keys = self._tenants.keys(
+            {name for report in reports if (name := _tenant_name(report)) is not None}
+        )
 
     def compose(self, report: Report, now_us: int) -> Composed:
         """Make the record of one report.
@@ -112,7 +115,7 @@ class Composer:
         """
         if not _MIN_TIME_US <= report.started_us <= report.ended_us <= now_us + _MAX_AHEAD_US:
             raise InvalidError(
-                f"started_us {report.started_us} and ended_us {report.ended_us} are not a time span of the past",
+                f"{report.started_us} to {report.ended_us} is not a time span of the past",
                 where=report.id,
                 remedy="pass Unix microseconds",
                 code="bad-time",
@@ -129,6 +132,12 @@ class Composer:
         if digest is None:
             digest = self._digests[deployment] = document_digest(checked_deployment(deployment))
         name = _tenant_name(report)
+        if name is None:
+            raise InvalidError(
+                f"the tenant is not a string of at most {_MAX_TENANT} characters",
+                where=report.id,
+                code="schema",
+            )
         key = self._keys[name]
         energy = report.energy or _modelled(deployment, report.busy_us)
         carbon = (
@@ -198,8 +207,10 @@ def _given(value: _T | None) -> _T | UnsetType:
     return UNSET if value is None else value
 
 
-def _tenant_name(report: Report) -> str:
-    return NO_TENANT if report.tenant is None else report.tenant
+def _tenant_name(report: Report) -> str | None:
+    """Whose secret the record's salts derive from; None if what was given cannot name anybody."""
+    name: object = NO_TENANT if report.tenant is None else report.tenant
+    return name if isinstance(name, str) and len(name) <= _MAX_TENANT else None
 
 
 def _plain_reason(reason: str | None) -> str | UnsetType:

@@ -1,8 +1,8 @@
 """Owns the head file of a spool: where the issuer's chain stands, written so that no crash can tear it.
 
-The file has two slots of one page each, allocated once; a write goes to the slot that does not hold the newest
-state and is flushed before it counts. A torn write leaves the other slot; a full disk does not matter, since
-no new block is needed.
+The file has two slots of one page each, allocated once; a write goes to the slot that does not hold the
+newest state and is flushed before it counts. A torn write leaves the other slot; a full disk does not matter,
+since no new block is needed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     ``next_seq`` and ``last_leaf`` (hex) are what the next statement must carry; ``issued_us`` the time of the
     last one; ``dropped`` the records known to be lost that no statement has told yet. ``session`` and
-    ``settled`` repeat the settled count of the session that wrote last, so that record counts and chain change
-    together.
+    ``settled`` repeat the settled count of the session that wrote last, so that record counts and chain
+    change together.
     """
 
     issuer: str

@@ -1,7 +1,7 @@
 """Owns what an emitter is known by and hides with: its issuer name, signing key and secrets.
 
-Secrets salt the commitments (see ``ledger.core.commitments``): one of the issuer, and one for each tenant, so that
-``Tenants.forget`` makes one tenant's commitments meaningless for ever. All files have mode 0600.
+Secrets salt the commitments (see ``ledger.core.commitments``): one of the issuer, and one for each tenant, so
+that ``Tenants.forget`` makes one tenant's commitments meaningless for ever. All files have mode 0600.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ledger.core.commitments import tenant_key
-from ledger.core.errors import CorruptError, InvalidError, RefusedError
+from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.emit._disk import append_file, locked_file, replace_file
 from ledger.keyfiles import load_private_key, read_private, save_private_key, write_private
@@ -197,9 +197,8 @@ class Tenants:
             secret, tenant = bytes.fromhex(digits.decode("ascii")), json.loads(name)
         except ValueError:
             return
-        if not isinstance(tenant, str):
-            raise CorruptError("a line is not a tenant's secret", where=str(self._path), code="bad-secret")
-        self._secrets.setdefault(tenant, secret)
+        if isinstance(tenant, str):
+            self._secrets.setdefault(tenant, secret)
 
 
 def _line(name: str, secret: bytes) -> bytes:

@@ -45,7 +45,7 @@ class RecordIds:
         self.follow_clock()
 
     def follow_clock(self) -> None:
-        """Catch up with the wall clock. Ids follow the monotonic clock: they never step back with the other."""
+        """Catch up with the wall clock. Ids follow the monotonic one: they never step back with the other."""
         self._offset_ns = max(self._offset_ns, time.time_ns() - time.monotonic_ns())
 
     def new(self) -> str:

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,7 @@ class Recorder:
         if not 1 <= max_records <= MAX_BATCH_RECORDS or queue_limit < 1 or max_age_s < 0:
             raise InvalidError(
                 "max_records, queue_limit or max_age_s is out of range",
-                remedy=f"use 1 to {MAX_BATCH_RECORDS} records, a queue of at least 1, and an age of at least 0",
+                remedy=f"use 1 to {MAX_BATCH_RECORDS} records, a queue of at least 1, an age of at least 0",
                 code="bad-setting",
             )
         if when_full not in ("drop", "block"):
@@ -300,8 +299,8 @@ class Recorder:
 
     def sync(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything recorded so far is on disk; False if that took too long."""
-        if not self._threads and not self._inbox.queue:
-            return True
+        if self._closed or not (self._threads or self._inbox.queue):
+            return not self._inbox.queue
         barrier = self._inbox.put_barrier()
         self._rouse()
         return barrier.reached.wait(timeout_s)
@@ -317,7 +316,7 @@ class Recorder:
         return self._shipper is None or self._shipper.wait_past(self._sealer.last_seq, deadline)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Seal and send what is left and stop. True if all of it was delivered (without a ledger: is on disk).
+        """Seal and send what is left, and stop. True if the ledger has it all (without a ledger: the disk).
 
         What was not sent waits in the spool for the next process; ``record`` drops from here on.
         """
@@ -470,7 +469,8 @@ def _load_key(given: PrivateKey | str | Path | None, directory: Path) -> Private
 
 # --- the end of processes, and forks ---------------------------------------------------------------------
 
-_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_recorders: set[Recorder] = set()
+"""Those not closed yet; kept alive, since what they hold must be sealed at the end."""
 _worker_hooked_in = 0  # the process id in which the hook was set
 
 

@@ -1,4 +1,4 @@
-"""Owns the background half of recording: takes reports from the inbox and puts sealed statements into the spool.
+"""Owns the background half of recording: takes reports from the inbox, puts statements into the spool.
 
 Between groups of a few records the thread gives up the interpreter lock (``_breathe``). Otherwise serving
 threads that come back from I/O would wait a whole switch interval, 5 ms, for each of its steps.

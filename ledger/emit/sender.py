@@ -1,4 +1,4 @@
-"""Owns sending: takes the spool's statements to the ledger, in order, and lets go of each only for its receipt.
+"""Owns sending: takes the spool's statements to the ledger, in order; lets go of each only for its receipt.
 
 A statement is deleted when, and only when, a receipt came back that verifies: for this very statement, by the
 log's key, from the log of the expected origin. Whatever else happens, the file stays.

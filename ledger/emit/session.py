@@ -1,9 +1,9 @@
 """Owns sessions: what one running process recorded and what of it is safe, in a file that outlives a kill.
 
 Records wait in memory until they are sealed. A process that is killed loses those; a session makes the loss
-known. Its file holds two counts (see ``ids``) in shared memory, so that counting costs the serving thread one
-store; the kernel keeps them when the process dies. The process holds a lock on the file while it lives. Whoever
-finds a session without a living owner adds the difference to the chain's ``dropped``.
+known. Its file holds two counts (see ``ids``) in shared memory, so that counting costs the serving thread
+one store; the kernel keeps them when the process dies. The process holds a lock on the file while it lives.
+Whoever finds a session without a living owner adds the difference to the chain's ``dropped``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def settle_session(directory: Path, name: str, settled: int) -> None:
 
 
 def abandoned_sessions(directory: Path) -> list[tuple[str, int, int]]:
-    """Name, count given and count settled of each session whose owner is gone. Call under the spool's lock."""
+    """Name, count given, count settled of each session whose owner is gone. Call under the spool's lock."""
     found = []
     for path in sorted(directory.iterdir()):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):

@@ -1,8 +1,9 @@
 """Owns the spool: one directory that holds one issuer's chain until the ledger has it.
 
-Each statement is a file named by its ``seq``, with what goes beside it on the wire. It is written whole, flushed,
-renamed and only then counts; a checksum shows one that was cut or changed afterwards. Several processes may
-share a spool: the chain grows under one file lock (``Spool.locked``), and one process at a time sends.
+Each statement is a file named by its ``seq``, with what goes beside it on the wire. It is written whole,
+flushed, renamed and only then counts; a checksum shows one that was cut or changed afterwards. Several
+processes may share a spool: the chain grows under one file lock (``Spool.locked``), and one process at a time
+sends.
 
 What must hold, whatever is killed and whenever:
 
@@ -33,7 +34,7 @@ from ledger.core.statements import (
     check_issuer_id,
     decode_statement,
 )
-from ledger.emit._disk import append_file, flush_directory, locked_file, replace_file
+from ledger.emit._disk import append_file, locked_file, replace_file
 from ledger.emit.head import Head, create_head, read_head, write_head
 from ledger.emit.session import abandoned_sessions, settle_session
 
@@ -133,17 +134,18 @@ class Spool:
 
     def _found(self, issuer: str | None) -> str:
         if not self._head_path.exists():
-            if issuer is None:
+            waiting = self.waiting()
+            if waiting:  # the head was lost; the newest statement tells where the chain stands
+                last = self.load(waiting[-1])
+                head = _after(Head(issuer=last.statement.issuer), last)
+            elif issuer is not None:
+                head = Head(issuer=check_issuer_id(issuer))
+            else:
                 raise InvalidError(
                     "the spool has no chain yet, so it needs an issuer name",
                     where=str(self.directory),
                     code="bad-issuer-name",
                 )
-            head = Head(issuer=check_issuer_id(issuer))
-            waiting = self.waiting()
-            if waiting:  # the head was lost; the newest statement tells where the chain stands
-                last = self.load(waiting[-1])
-                head = _after(msgspec.structs.replace(head, issuer=last.statement.issuer), last)
             create_head(self._head_path, head)
         with self._open_head() as file:
             found = read_head(file, where=str(self._head_path)).head.issuer
@@ -261,8 +263,9 @@ class Spool:
         if time.monotonic() - counted > _USAGE_AGE_S:
             used = 0
             for entry in os.scandir(self.directory):
-                with contextlib.suppress(FileNotFoundError):
-                    used += entry.stat().st_size
+                if entry.name.endswith((_PENDING, _KEPT)):
+                    with contextlib.suppress(FileNotFoundError):
+                        used += entry.stat().st_size
             counted = time.monotonic()
         self._usage = (counted, used)
         if used + size > self._limit_bytes:

@@ -1,0 +1,592 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ledger.core.errors import InvalidError, RefusedError, UnavailableError
+from ledger.core.keys import generate_key
+from ledger.core.statements import Batch, DeploymentStatement, FactorsStatement, Heartbeat
+from ledger.emit import Recorder
+from ledger.emit.spool import Spool
+from ledger.keyfiles import save_private_key
+from tests.build import make_deployment, make_factor_set
+from tests.emit.conftest import MakeRecorder, eventually, report
+from tests.emit.ledger_double import LedgerDouble
+
+
+def batches(spool_dir: Path) -> list[Batch]:
+    spool = Spool(spool_dir)
+    payloads = [spool.load(seq).statement.payload for seq in spool.waiting()]
+    return [each for each in payloads if isinstance(each, Batch)]
+
+
+def told(spool_dir: Path) -> int:
+    """What the chain says was dropped."""
+    spool = Spool(spool_dir)
+    payloads = [spool.load(seq).statement.payload for seq in spool.waiting()]
+    return sum(each.dropped for each in payloads if isinstance(each, Batch | Heartbeat))
+
+
+# --- the import ------------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    "fastapi", "starlette", "pydantic", "sqlmodel", "sqlalchemy", "alembic", "pyarrow", "duckdb", "numpy",
+    "typer", "rich", "uvicorn", "prometheus_client", "asyncio", "multiprocessing", "urllib3", "ledger.store",
+    "ledger.service", "ledger.audit", "ledger.export", "xllamacpp", "email", "http",
+}  # fmt: skip
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, ledger.emit; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert FORBIDDEN & set(out.split()) == set()
+
+
+def test_the_import_is_fast() -> None:
+    code = "import time; t = time.process_time(); import ledger.emit; print(time.process_time() - t)"
+    best = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    )
+    assert best < 0.150
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_the_environment(double: LedgerDouble, tmp_path: Path, monkeypatch) -> None:
+    key = generate_key("es256")
+    save_private_key(tmp_path / "key.pem", key)
+    for name, value in {
+        "URL": double.url,
+        "API_KEY": double.api_key,
+        "LOG_KEY": double.vkey,
+        "SPOOL": str(tmp_path / "elsewhere"),
+        "ISSUER": "env.example/one",
+        "KEY": str(tmp_path / "key.pem"),
+    }.items():
+        monkeypatch.setenv(f"TALLYSTICK_{name}", value)
+    with Recorder(deployment=make_deployment()) as recorder:
+        double.keys[recorder.issuer] = key.public
+        recorder.record(**report())
+        assert recorder.flush()
+        assert recorder.issuer == "env.example/one"
+        assert recorder.public_key.kid == key.public.kid
+    assert not Spool(tmp_path / "elsewhere").waiting()
+    assert len(double.records) == 1
+
+
+def test_with_nothing_set_everything_is_made_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    names, kids = set(), set()
+    for _ in range(2):
+        with Recorder(deployment=make_deployment()) as recorder:
+            recorder.record(**report())
+            assert recorder.flush()
+            names.add(recorder.issuer)
+            kids.add(recorder.public_key.kid)
+    assert len(names) == len(kids) == 1
+    assert len(batches(tmp_path / "tallystick" / "spool")) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_records": 0},
+        {"max_records": 5000},
+        {"queue_limit": 0},
+        {"max_age_s": -1},
+        {"when_full": "explode"},
+        {"url": "ledger.example"},
+        {"issuer": "two words"},
+        {"key": "missing.pem"},
+        {"deployment": make_deployment(model="")},
+        {"factors": make_factor_set(pue_milli=1)},
+    ],
+)
+def test_unusable_settings_are_refused_at_once(
+    make_recorder: MakeRecorder, options: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidError):
+        make_recorder(**options)
+
+
+def test_the_spool_of_another_issuer_is_refused(make_recorder: MakeRecorder) -> None:
+    make_recorder()
+    with pytest.raises(RefusedError):
+        make_recorder(issuer="other.example")
+
+
+def test_a_spool_that_cannot_be_made_is_refused(make_recorder: MakeRecorder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError):
+        make_recorder(spool=tmp_path / "file" / "x")
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def test_documents_come_first_and_once(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    factors = make_factor_set()
+    for _ in range(2):
+        recorder = make_recorder(factors=factors)
+        for model in ("a", "b", "a"):
+            recorder.record(**report(deployment=make_deployment(model=model), busy_us=1000))
+        assert recorder.close()
+    spool = Spool(spool_dir)
+    kinds = [type(spool.load(seq).statement.payload) for seq in spool.waiting()]
+    assert kinds == [DeploymentStatement, DeploymentStatement, FactorsStatement, Batch, Batch]
+
+
+def test_a_full_batch_is_sealed_before_its_time(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder(max_records=10, max_age_s=60.0)
+    for _ in range(35):
+        recorder.record(**report())
+    assert eventually(lambda: len(batches(spool_dir)) == 3)
+    assert recorder.close()
+    assert [each.count for each in batches(spool_dir)] == [10, 10, 10, 5]
+
+
+def test_a_batch_is_sealed_when_its_time_has_come(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder(max_age_s=0.3)
+    began = time.monotonic()
+    recorder.record(**report())
+    recorder.record(**report())
+    assert eventually(lambda: len(batches(spool_dir)) == 1)
+    assert time.monotonic() - began >= 0.25
+    assert batches(spool_dir)[0].count == 2
+
+
+def test_a_batch_whose_sum_would_overflow_is_split(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder()
+    for _ in range(3):
+        usage = report()["usage"].__class__(input_tokens=2**53 - 1, output_tokens=1)
+        recorder.record(**report(usage=usage, input_ids=None))
+    assert recorder.close()
+    assert [each.count for each in batches(spool_dir)] == [1, 1, 1]
+
+
+def test_what_is_invalid_is_counted_and_spares_the_rest(
+    make_recorder: MakeRecorder, spool_dir: Path, caplog
+) -> None:
+    recorder = make_recorder()
+    for started_us in (5, None, "x"):
+        recorder.record(**report(started_us=started_us))
+    recorder.record(**report())
+    assert recorder.close()
+    assert recorder.status().dropped == 3
+    assert [(each.count, each.dropped) for each in batches(spool_dir)] == [(1, 3)]
+    assert "rejected" in caplog.text
+
+
+def test_a_heartbeat_tells_that_a_silent_issuer_lives(
+    make_recorder: MakeRecorder, double: LedgerDouble
+) -> None:
+    recorder = make_recorder(double, heartbeat_s=0.1)
+    time.sleep(0.3)
+    assert not double.statements  # nothing was ever sent
+    recorder.record(**report())
+    assert recorder.flush()
+    assert eventually(lambda: sum(isinstance(s.payload, Heartbeat) for s in double.statements) >= 2)
+
+
+def test_heartbeats_do_not_pile_up_while_the_ledger_is_away(
+    make_recorder: MakeRecorder, spool_dir: Path
+) -> None:
+    recorder = make_recorder(heartbeat_s=0.05)
+    recorder.record(**report())
+    assert recorder.sync()
+    time.sleep(0.5)
+    assert len(Spool(spool_dir).waiting()) == 2
+
+
+# --- a full queue, a full disk ---------------------------------------------------------------------------
+
+
+class Stuck:
+    """Makes every write to disk fail while it holds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch.context()
+        self.write = os.write
+
+    def __enter__(self) -> None:
+        def full(*args: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.patch.__enter__().setattr(os, "write", full)
+
+    def __exit__(self, *args: object) -> None:
+        self.patch.__exit__(None, None, None)
+
+
+def test_a_full_queue_drops_and_tells(make_recorder: MakeRecorder, spool_dir: Path, monkeypatch) -> None:
+    recorder = make_recorder(queue_limit=10, max_age_s=0.0)
+    recorder.record(**report())
+    assert recorder.sync()
+    with Stuck(monkeypatch):
+        recorder.record(**report())
+        assert eventually(lambda: recorder.status().problem is not None)
+        for _ in range(25):
+            recorder.record(**report())
+        status = recorder.status()
+        assert status.dropped == 15
+        assert status.queued == 11
+        assert "No space left" in str(status.problem)
+        assert not status.blocked
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 12
+    assert told(spool_dir) == 15
+    assert recorder.status().problem is None
+
+
+def test_drops_on_a_full_disk_outlive_a_kill(
+    make_recorder: MakeRecorder, spool_dir: Path, monkeypatch
+) -> None:
+    child = os.fork()
+    if child == 0:
+        recorder = make_recorder(queue_limit=10, max_age_s=0.0)
+        recorder.record(**report())
+        recorder.sync()
+        with Stuck(monkeypatch):
+            recorder.record(**report())
+            eventually(lambda: recorder.status().problem is not None)
+            for _ in range(25):
+                recorder.record(**report())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    recorder = make_recorder()
+    recorder.record(**report())
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 2
+    assert told(spool_dir) == 26
+
+
+def test_a_full_queue_blocks_if_asked_to(make_recorder: MakeRecorder, spool_dir: Path, monkeypatch) -> None:
+    recorder = make_recorder(queue_limit=5, when_full="block", max_age_s=0.0)
+    recorder.record(**report())
+    assert recorder.sync()
+
+    def run() -> None:
+        for _ in range(40):
+            recorder.record(**report())
+
+    with Stuck(monkeypatch):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 41
+    assert told(spool_dir) == 0
+
+
+def test_closing_frees_who_waits_for_room(make_recorder: MakeRecorder, monkeypatch) -> None:
+    recorder = make_recorder(queue_limit=1, when_full="block", max_age_s=0.0)
+    recorder.record(**report())
+    assert recorder.sync()
+    with Stuck(monkeypatch):
+        thread = threading.Thread(target=lambda: [recorder.record(**report()) for _ in range(9)])
+        thread.start()
+        time.sleep(0.05)
+        assert not recorder.close(0.1)
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_a_file_size_limit_is_a_full_disk(spool_dir: Path) -> None:
+    """The kernel's own refusal (EFBIG), not a patched function."""
+    child = os.fork()
+    if child == 0:
+        recorder = Recorder(
+            spool=spool_dir,
+            issuer="tests.example",
+            deployment=make_deployment(),
+            max_age_s=0.0,
+            queue_limit=100,
+        )
+        recorder.record(**report())
+        recorder.sync()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 1 << 40))
+        for _ in range(200):
+            recorder.record(**report(quality={f"m{n}": quality(n) for n in range(30)}))
+        ok = not recorder.sync(0.5) and "File too large" in str(recorder.status().problem)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))
+        ok = ok and recorder.close() and recorder.status().problem is None
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sum(each.count for each in batches(spool_dir)) + told(spool_dir) == 201
+
+
+def quality(n: int) -> object:
+    from ledger.core.records import Quality
+
+    return Quality(value=int.from_bytes(os.urandom(6), "big") + n, scale=3)
+
+
+def test_the_spools_limit_holds_back_and_drops(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder(spool_limit_bytes=3000, queue_limit=5, max_age_s=0.0)
+    for _ in range(50):
+        recorder.record(**report())
+        recorder.sync(0.02)
+    status = recorder.status()
+    assert "its limit is 3000" in str(status.problem)
+    assert status.dropped > 0
+    kept = sum(each.count for each in batches(spool_dir))
+    assert kept + status.queued + status.dropped == 50
+
+
+# --- ending ----------------------------------------------------------------------------------------------
+
+
+def test_close_twice_and_record_afterwards(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder()
+    recorder.record(**report())
+    assert recorder.close()
+    assert recorder.close()
+    recorder.record(**report())
+    assert recorder.sync()
+    assert recorder.status().dropped == 1
+    assert [each.count for each in batches(spool_dir)] == [1]
+
+
+def test_an_unused_recorder_leaves_nothing(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder()
+    assert recorder.sync()
+    assert recorder.flush()
+    assert not recorder._threads
+    assert recorder.close()
+    assert not Spool(spool_dir).waiting()
+    assert not list((spool_dir / "sessions").iterdir())
+
+
+def test_close_is_bounded_when_the_ledger_hangs(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
+    release = threading.Event()
+    double.fault = lambda number, path: None if release.wait(20) else None
+    recorder = make_recorder(double)
+    recorder.record(**report())
+    began = time.monotonic()
+    assert not recorder.close(0.5)
+    assert time.monotonic() - began < 3
+    release.set()
+
+
+SCRIPT = """
+    import sys, time
+    from ledger.core.records import Usage
+    from ledger.emit import Recorder
+    from tests.build import make_deployment
+    r = Recorder(spool=sys.argv[1], issuer="tests.example", deployment=make_deployment(), max_age_s=30)
+    def record():
+        now = time.time_ns() // 1000
+        r.record(usage=Usage(input_tokens=1, output_tokens=1), started_us=now, ended_us=now)
+"""
+
+
+def run_script(spool_dir: Path, rest: str) -> None:
+    code = textwrap.dedent(SCRIPT) + textwrap.dedent(rest)
+    subprocess.run([sys.executable, "-c", code, str(spool_dir)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("rest", "count"),
+    [
+        ("record(); record()", 2),
+        ("record(); sys.exit(0)", 1),
+        ("import atexit; atexit.register(record)", 1),  # the first record of a process that is ending
+        ("import threading; threading.Thread(target=lambda: (time.sleep(0.2), record())).start()", 1),
+    ],
+)
+def test_the_end_of_the_interpreter_seals_what_is_left(spool_dir: Path, rest: str, count: int) -> None:
+    run_script(spool_dir, rest)
+    assert sum(each.count for each in batches(spool_dir)) == count
+    assert told(spool_dir) == 0
+
+
+def test_asyncio(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
+    async def main() -> bool:
+        async with make_recorder(double) as recorder:
+            recorder.record(**report())
+            assert await recorder.aflush()
+            recorder.record(**report())
+        return await recorder.aclose()
+
+    assert asyncio.run(main())
+    assert len(double.records) == 2
+
+
+# --- forks and several processes -------------------------------------------------------------------------
+
+
+def test_both_sides_of_a_fork_record(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
+    recorder = make_recorder(double)
+    ids = [recorder.record(**report()) for _ in range(30)]  # some are still queued when we fork
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        own = [recorder.record(**report()) for _ in range(40)]
+        done = recorder.close(20)
+        os.write(write, "\n".join(own).encode())
+        os._exit(0 if done else 1)
+    os.close(write)
+    ids += [recorder.record(**report()) for _ in range(40)]
+    assert recorder.flush(20)
+    of_child = b""
+    while chunk := os.read(read, 1 << 16):
+        of_child += chunk
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert recorder.close()
+    assert set(double.records) == {*ids, *of_child.decode().split()}
+    assert len(double.records) == 110
+    assert double.dropped == 0
+
+
+def test_a_child_that_never_records_costs_nothing(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
+    recorder = make_recorder(double)
+    recorder.record(**report())
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    recorder.record(**report())
+    assert recorder.close()
+    assert len(double.records) == 2
+    assert double.dropped == 0
+
+
+def test_a_parents_death_is_seen_though_a_child_lives(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    """The child inherits the parent's open files, but must not keep its session alive."""
+    ready_read, ready_write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        recorder = make_recorder(max_age_s=60.0)
+        for _ in range(7):
+            recorder.record(**report())
+        if os.fork() == 0:
+            os.write(ready_write, b"x")
+            time.sleep(3)
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.read(ready_read, 1)
+    os.waitpid(parent, 0)
+    recorder = make_recorder()
+    recorder.record(**report())
+    assert recorder.close()
+    assert told(spool_dir) == 7
+
+
+def _work(recorder: Recorder, count: int) -> None:
+    for _ in range(count):
+        recorder.record(**report())
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_children_of_multiprocessing_seal_at_their_end(spool_dir: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    children = [context.Process(target=_record_in_child, args=(spool_dir, 5)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert sum(each.count for each in batches(spool_dir)) == 10
+    assert told(spool_dir) == 0
+
+
+def _record_in_child(spool_dir: Path, count: int) -> None:
+    recorder = Recorder(spool=spool_dir, issuer="tests.example", deployment=make_deployment(), max_age_s=60.0)
+    _work(recorder, count)
+
+
+def test_a_recorder_made_before_the_fork_seals_at_the_childs_end(
+    make_recorder: MakeRecorder, spool_dir: Path
+) -> None:
+    recorder = make_recorder(max_age_s=60.0)
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(recorder, 5))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert sum(each.count for each in batches(spool_dir)) == 5
+
+
+def test_four_processes_share_a_spool(double: LedgerDouble, spool_dir: Path) -> None:
+    code = textwrap.dedent(
+        """
+        import sys, time
+        from ledger.emit import Recorder
+        from tests.build import make_deployment
+        from tests.emit.conftest import report
+        spool, url, key, vkey = sys.argv[1:]
+        with Recorder(url, api_key=key, log_key=vkey, spool=spool, issuer="tests.example/shared",
+                      deployment=make_deployment(), max_age_s=0.01) as recorder:
+            ids = []
+            for _ in range(40):
+                ids += [recorder.record(**report()) for _ in range(10)]
+                time.sleep(0.005)
+            assert recorder.flush(60)
+            assert all(recorder.receipt_for(each, 5) is not None for each in ids)
+        print(*ids)
+        """
+    )
+    arguments = [sys.executable, "-c", code, str(spool_dir), double.url, double.api_key, double.vkey]
+    children = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    ids: list[str] = []
+    for child in children:
+        out, _ = child.communicate(timeout=120)
+        assert child.returncode == 0
+        ids += out.split()
+    assert len(ids) == 1600
+    assert set(double.records) == set(ids)
+    assert [each.payload.seq for each in double.statements] == list(range(len(double.statements)))
+    assert double.dropped == 0
+    assert not Spool(spool_dir).waiting()
+
+
+# --- tenants ---------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_can_be_forgotten_while_recording(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder()
+    recorder.record(**report(tenant="gone"))
+    recorder.record(**report(tenant="stays"))
+    assert recorder.sync()
+    before = (spool_dir / "tenants").read_text()
+    assert recorder.forget_tenant("gone")
+    assert not recorder.forget_tenant("gone")
+    recorder.record(**report(tenant="stays"))
+    assert recorder.close()
+    after = (spool_dir / "tenants").read_text()
+    assert '"gone"' in before
+    assert '"gone"' not in after
+    assert [line for line in after.split("\n") if "stays" in line] == [
+        line for line in before.split("\n") if "stays" in line
+    ]
+
+
+def test_a_tenants_secret_that_cannot_be_stored_holds_the_record_back(
+    make_recorder: MakeRecorder, spool_dir: Path, monkeypatch
+) -> None:
+    recorder = make_recorder()
+    recorder.record(**report(tenant="first"))
+    assert recorder.sync()
+    with Stuck(monkeypatch):
+        recorder.record(**report(tenant="second"))
+        assert eventually(lambda: recorder.status().problem is not None)
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 2
+    assert told(spool_dir) == 0
