@@ -1,1 +1,1 @@
-"""Benchmarks: figures of this machine, as ratios to a limit measured in the same run. `make bench` writes them."""
+"""Benchmarks: figures of this machine, as ratios to a limit measured beside them. `make bench` runs them."""

@@ -1,4 +1,4 @@
-"""kill -9 of the service under load: each acknowledged batch is there once, each checkpoint ever served holds.
+"""kill -9 of the service under load: what it acknowledged is there once, its checkpoints hold.
 
 TALLYSTICK_FAULT_ROUNDS sets how often it is killed, TALLYSTICK_FAULT_SEED when.
 """

@@ -1,0 +1,117 @@
+"""``python -m benchmarks [NAME ...]``: run the benchmarks and write ``benchmarks/results.md``.
+
+Each bar is a ratio to a limit measured in the same run, or a rate on this machine; the page says which hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sqlite3
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ledger import __version__
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach: at least ``least`` or at most ``most``."""
+
+    figure: str
+    least: float | None = None
+    most: float | None = None
+
+    def verdict(self, figures: dict[str, Any]) -> str:
+        """The bar in words, with whether it holds."""
+        value = figures[self.figure]
+        if self.least is not None:
+            return f"at least {self.least:,g}: {'holds' if value >= self.least else 'MISSED'}"
+        return f"at most {self.most:,g}: {'holds' if value <= self.most else 'MISSED'}"
+
+
+BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
+    "ingest": (
+        "Batches of 256 records over HTTP into SQLite, verified and durable; beside `executemany` of the same "
+        "record bytes with three indexes, as durable, with one commit per 256 (and per 1,000) records.",
+        (Bar("ratio_256", least=0.6), Bar("records_per_s", least=30_000)),
+    ),
+    "audit": (
+        "A whole audit of a log of 1,000,000 records on one core: every signature, hash, tile, row.",
+        (Bar("records_per_s", least=200_000),),
+    ),
+    "emit_record": (
+        "`Recorder.record()` on the calling thread, beside ending an OpenTelemetry span with a "
+        "BatchSpanProcessor.",
+        (Bar("ratio", most=0.5),),
+    ),
+    "proofs": (
+        "Proof look-up in a log of 10 million leaves, beside one of 10 thousand.",
+        (Bar("inclusion_ratio", most=1.5), Bar("consistency_ratio", most=1.5)),
+    ),
+    "export": ("Parquet export with proofs, beside pyarrow writing the same rows.", ()),
+    "footprint": (
+        "Import time of `ledger.emit` and size of the base install.",
+        (Bar("import_ms", most=150), Bar("install_mb", most=30)),
+    ),
+}
+RESULTS = Path(__file__).with_name("results.md")
+
+
+def main(names: list[str]) -> int:
+    """Run, print and write. Returns the exit code: 1 if a bar was missed."""
+    sections, missed = [], False
+    for name in names or BENCHMARKS:
+        title, bars = BENCHMARKS[name]
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        begun = time.perf_counter()
+        figures = importlib.import_module(f"benchmarks.{name}").run()
+        verdicts = {bar.figure: bar.verdict(figures) for bar in bars}
+        missed |= any("MISSED" in verdict for verdict in verdicts.values())
+        rows = [f"| {key} | {_number(value)} | {verdicts.get(key, '')} |" for key, value in figures.items()]
+        sections.append(
+            "\n".join(
+                [f"## {name}", "", title, "", "| figure | value | bar |", "| --- | ---: | --- |", *rows]
+            )
+        )
+        print("\n".join(rows), f"\n{time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    text = "\n\n".join([_header(), *sections]) + "\n"
+    print(text)
+    if not names:
+        RESULTS.write_text(text, encoding="utf-8")
+    return int(missed)
+
+
+def _header() -> str:
+    return (
+        "# Benchmarks\n\n"
+        "Written by `make bench`. Compare ratios, measured in one run; rates are this machine's.\n\n"
+        f"Tallystick {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"{os.cpu_count()} cores of {_processor()}, {platform.system()}."
+    )
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
