@@ -164,3 +164,36 @@ def test_the_table_of_dependencies_is_complete() -> None:
     names = {match[0] for each in named if isinstance(each, str) and (match := re.match(r"[\w.-]+", each))}
     names.discard(project["project"]["name"])
     assert names == set(re.findall(r"^\| `([\w.-]+)` \|", page("dependencies.md"), re.MULTILINE))
+
+
+# --- the threat model, and SQL ---------------------------------------------------------------------------
+
+
+def test_tests_named_in_the_threat_model_exist() -> None:
+    text = (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w./]+)`", text)
+    assert len(named) > 10
+    assert [
+        each for each in named if not list(ROOT.glob(f"{each}/test_*.py")) and not (ROOT / each).is_file()
+    ] == []
+
+
+def test_queries_in_the_guide_run(tmp_path: Path) -> None:
+    import duckdb
+
+    from ledger.core.export_layout import RECORDS_DIR, STATEMENTS_FILE, part_path
+    from ledger.export.layout import RECORD_SCHEMA, STATEMENT_SCHEMA
+
+    pq = pytest.importorskip("pyarrow.parquet")
+    for path, schema in ((part_path("2026-01-01", 0), RECORD_SCHEMA), (STATEMENTS_FILE, STATEMENT_SCHEMA)):
+        (tmp_path / path).parent.mkdir(parents=True)
+        pq.write_table(schema.empty_table(), tmp_path / path)
+    text = (ROOT / "docs" / "how-to" / "export-and-query.md").read_text(encoding="utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert len(queries) > 3
+    with duckdb.connect() as connection:
+        for query in queries:
+            here = query.replace(f"'{RECORDS_DIR}/", f"'{tmp_path}/{RECORDS_DIR}/").replace(
+                "'_log/", f"'{tmp_path}/_log/"
+            )
+            connection.execute(here).fetchall()
