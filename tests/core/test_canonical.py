@@ -215,9 +215,9 @@ def test_deep_nesting_is_refused_before_parsing(bomb):
 
 
 def test_brackets_in_text_are_not_nesting():
-    brackets = "[{" * 100 + '"\\' + "]}"
-    data = canonical.encode_canonical(make_deployment(model=brackets))
-    assert records.decode_deployment(data).model == brackets
+    for text in ("[{" * 100, '"' + "[" * 100, '\\"' + "{" * 100, "\\", '"\\' + "]" * 100):
+        data = canonical.encode_canonical(make_deployment(model=text, site="[" * 20))
+        assert records.decode_deployment(data).model == text
 
 
 def test_depth_is_bounded_in_records_too():

@@ -69,6 +69,17 @@ def test_es256_signatures_have_a_low_s_and_64_bytes():
         assert int.from_bytes(signature[32:], "big") <= half
 
 
+def test_es256_numbers_have_one_length():
+    key = key_of("es256")
+    number, signature = next(
+        (n, s) for n in range(10_000) if (s := key.sign(b"%d" % n))[32] == 0
+    )  # one in 128 has a shorter s
+    key.public.verify(signature, b"%d" % number)
+    for other in (signature[:32] + signature[33:], signature[:32] + b"\0" + signature[32:]):
+        with pytest.raises(CorruptError):
+            key.public.verify(other, b"%d" % number)
+
+
 def test_a_der_signature_is_not_a_cose_signature():
     key = key_of("es256")
     der = key.raw.sign(b"m", ec.ECDSA(keys.hashes.SHA256()))

@@ -236,6 +236,12 @@ def test_other_headers_are_refused_although_the_signature_verifies(changes):
         opens(sign_receipt(**changes), logged(7, 3).leaf, subject=SUBJECT)
 
 
+@pytest.mark.parametrize("payload", [logged(7, 3).root, b""])
+def test_an_attached_root_is_refused_before_anything_is_verified(payload):
+    with pytest.raises(InvalidError, match="detached"):
+        receipts.decode_receipt(sign_receipt(payload=payload))
+
+
 def test_the_root_is_not_believed_before_it_is_verified():
     place = logged(7, 3)
     size, index, path, with_proof = proof_of(place.receipt)
