@@ -1,7 +1,9 @@
-"""The outermost layer: HEAD, security headers, metrics, and the last resort for errors."""
+"""The outermost layer: HEAD, security headers, unread bodies, metrics, and the last resort for errors."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -13,7 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ledger.service.problems import unexpected_response
 from ledger.service.runtime import Service
 
-__all__ = ["Edge"]
+__all__ = ["LINGER_S", "Edge"]
+
+LINGER_S = 5.0
+"""How long the rest of a body is thrown away after an answer that did not wait for it."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -45,39 +50,71 @@ class Edge:
         begun = time.perf_counter()
         method = scope["method"]
         if method == "HEAD":  # RFC 9110 section 9.3.2: as GET, without the content
-            scope["method"] = "GET"
-        status = 0
-
-        async def send_on(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                _add_headers(message)
-            elif method == "HEAD" and message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
+            scope = {**scope, "method": "GET"}
+        exchange = _Exchange(receive, send, without_content=method == "HEAD", unread=_has_body(scope))
         try:
-            await self._app(scope, receive, send_on)
+            await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            if status:
+            if exchange.status:
                 raise  # the head is sent: all that is left is to cut the connection
-            await unexpected_response(Request(scope, receive), error)(scope, receive, send_on)
+            answer = unexpected_response(Request(scope, receive), error)
+            await answer(scope, exchange.receive, exchange.send)
         finally:
             self._service.metrics.observe_request(
                 method if method in _METHODS else "other",
-                _route_of(scope),
-                status,
+                getattr(scope.get("route"), "path", None) or "none",
+                exchange.status,
                 time.perf_counter() - begun,
                 scope.get("tallystick.problem", ""),
             )
 
 
-def _route_of(scope: MutableMapping[str, Any]) -> str:
-    return getattr(scope.get("route"), "path", None) or "none"
+class _Exchange:
+    """One request and its answer. ``unread``: the request has a body of which not all came yet."""
+
+    def __init__(self, receive: Receive, send: Send, *, without_content: bool, unread: bool) -> None:
+        self._receive = receive
+        self._send = send
+        self._without_content = without_content
+        self._unread = unread
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        elif message["type"] == "http.response.body":
+            if self._without_content:
+                message = {**message, "body": b""}
+            if self._unread and not message.get("more_body", False):
+                # Ending here would let the server close under a caller that is still sending, who would then
+                # see a reset connection instead of the reason. The answer goes out; its end waits a little.
+                await self._send({**message, "more_body": True})
+                await self._drain()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while self._unread:
+                    await self.receive()
 
 
-def _add_headers(message: Message) -> None:
-    headers = MutableHeaders(scope=message)
-    for name, value in _HEADERS.items():
-        headers.setdefault(name, value)
+def _has_body(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a body may still be coming. Who expects 100 (Continue) sends none before it."""
+    found = False
+    for name, value in scope["headers"]:
+        if name == b"expect":
+            return False
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+            found = True
+    return found

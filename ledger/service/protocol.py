@@ -22,9 +22,6 @@ MAX_HEAD_BYTES = 32 * 1024
 """Bytes without progress: a request's head, a chunk's extensions, or trailers. Ours have some hundred."""
 HEAD_TIMEOUT_S = 10.0
 """How long a head may take: an idle connection must not hold a place that others need."""
-LINGER_S = 5.0
-"""How long the rest of a body is thrown away after the answer. Closing at once would reset the connection
-under a caller that is still sending, and it would never see why."""
 
 
 async def _overloaded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,15 +90,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """The request is whole."""
         self._progress = True
         self._keep_open()
-        if self.cycle.response_complete:
-            self.cycle.more_body = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The answer is sent; the body may still be coming."""
+        """The answer is sent. Who still sends a body was given time enough (``edge``)."""
         super().on_response_complete()
         if self.cycle.more_body and not self.transport.is_closing():
-            self._close_after(LINGER_S)
+            self.transport.close()
 
     def _close_after(self, seconds: float) -> None:
         self._keep_open()

@@ -26,11 +26,11 @@ from tests.build import Issuer, SealedBatch, batch_body, make_deployment, make_r
 from tests.service.conftest import BATCH, COSE, Harness
 
 REFERENCE = {
-    route.path: set(
+    route.path: {
         code
         for answer in route.responses.values()
         for code in answer["content"].get("application/problem+json", {}).get("examples", {})
-    )
+    }
     for route in (*entries.router.routes, *batches.router.routes)
     if isinstance(route, APIRoute)
 }

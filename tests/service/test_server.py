@@ -23,15 +23,16 @@ from sqlalchemy import text
 from ledger.core.receipts import decode_receipt, verify_receipt
 from ledger.keyfiles import save_private_key
 from ledger.service import create_api_key
-from ledger.service.protocol import HEAD_TIMEOUT_S, LINGER_S
 from ledger.store import queries
 from tests.build import Issuer, Ledger, SealedBatch, make_records
 from tests.service.conftest import BATCH
 
+LINGER_S, HEAD_TIMEOUT_S = 1.0, 2.0
 PROGRAM = """
 import pathlib, sys
 from ledger.core.errors import TallystickError
-from ledger.service import Settings, serve
+from ledger.service import Settings, edge, protocol, serve
+edge.LINGER_S, protocol.HEAD_TIMEOUT_S = 1.0, 2.0
 try:
     serve(pathlib.Path(sys.argv[1]), port=int(sys.argv[2]), log_level="warning",
           settings=Settings(max_batch_wire_bytes=1_000_000, body_timeout_s=2, limit_concurrency=50))
@@ -195,6 +196,13 @@ def test_chunked_body_beyond_the_limit(server: Server) -> None:
 def test_refused_caller_sees_why_before_it_is_done_sending(server: Server) -> None:
     server.token = "wrong"
     assert server.request("/batches", bytes(30_000_000))[0] == 401
+
+
+def test_head_over_a_socket(server: Server) -> None:
+    answer = server.raw(b"HEAD /log HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+    assert b"content-length: " in answer
 
 
 def test_what_is_not_http(server: Server) -> None:
