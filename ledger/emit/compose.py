@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -71,6 +71,9 @@ class Report(NamedTuple):
     currency: str | None
 
 
+_TENANT = Report._fields.index("tenant")
+
+
 @dataclass(frozen=True)
 class Composed:
     """A record, its canonical bytes, and the deployment that its batch needs published."""
@@ -97,15 +100,14 @@ class Composer:
         self._keys: dict[str, bytes] = {}
         self._digests: dict[Deployment, str] = {}
 
-    def prepare(self, reports: Sequence[Report]) -> None:
-        """Fetch the keys of the tenants in ``reports``; ``compose`` needs them.
+    def prepare(self, reports: Sequence[tuple[Any, ...]]) -> None:
+        """Fetch the keys of the tenants in ``reports`` (tuples as ``Report``); ``compose`` needs them.
 
         Raises:
             OSError: the secret of a new tenant could not be stored.
         """
-        self._keys = self._tenants.keys(
-            {name for report in reports if (name := _tenant_name(report)) is not None}
-        )
+        given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
+        self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
     def compose(self, report: Report, now_us: int) -> Composed:
         """Make the record of one report.
@@ -131,8 +133,8 @@ class Composer:
         digest = self._digests.get(deployment)
         if digest is None:
             digest = self._digests[deployment] = document_digest(checked_deployment(deployment))
-        name = _tenant_name(report)
-        if name is None:
+        name: object = NO_TENANT if report.tenant is None else report.tenant
+        if not isinstance(name, str) or len(name) > _MAX_TENANT:
             raise InvalidError(
                 f"the tenant is not a string of at most {_MAX_TENANT} characters",
                 where=report.id,
@@ -205,12 +207,6 @@ def checked_factors(factors: FactorSet) -> FactorSet:
 
 def _given(value: _T | None) -> _T | UnsetType:
     return UNSET if value is None else value
-
-
-def _tenant_name(report: Report) -> str | None:
-    """Whose secret the record's salts derive from; None if what was given cannot name anybody."""
-    name: object = NO_TENANT if report.tenant is None else report.tenant
-    return name if isinstance(name, str) and len(name) <= _MAX_TENANT else None
 
 
 def _plain_reason(reason: str | None) -> str | UnsetType:

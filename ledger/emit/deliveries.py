@@ -51,7 +51,7 @@ class Deliveries:
         self._limit = limit
         self._changed = threading.Condition()  # guards all that follows
         self._batches: OrderedDict[int, _Batch] = OrderedDict()
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, int] = {}  # record id to the seq of its batch
 
     def sealed(self, block: Block, statement: SignedStatement) -> None:
         """Remember a batch that was just put into the spool."""
@@ -60,8 +60,7 @@ class Deliveries:
         seq = statement.payload.seq
         with self._changed:
             self._batches[seq] = _Batch(statement, block.ids, block.lines, block.hashes)
-            for position, record_id in enumerate(block.ids):
-                self._places[record_id] = (seq, position)
+            self._places.update(dict.fromkeys(block.ids, seq))
             while len(self._places) > self._limit and len(self._batches) > 1:
                 _, oldest = self._batches.popitem(last=False)
                 for record_id in oldest.ids:
@@ -88,15 +87,16 @@ class Deliveries:
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
             with self._changed:
-                seq, position = self._places.get(record_id, (-1, -1))
+                seq = self._places.get(record_id, -1)
                 batch = self._batches.get(seq)
             if batch is not None:
                 if batch.receipt is None and (found := fetch(seq, batch.statement)) is not None:
                     self.delivered(seq, *found)
                 if batch.receipt is not None:
+                    position = batch.ids.index(record_id)
                     return RecordReceipt(
                         record_id=record_id,
-                        record=batch.lines[position],
+                        record=batch.lines[position][:-1],
                         position=position,
                         path=tuple(inclusion_path(batch.hashes, position)),
                         statement=batch.statement.entry,

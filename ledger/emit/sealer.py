@@ -124,7 +124,7 @@ class Sealer:
         self._heartbeat_s = heartbeat_s
         self._session: Session | None = None
         self._settled = inbox.ids.marks[SETTLED]
-        self._reports: list[Report] = []
+        self._reports: list[tuple[Any, ...]] = []
         self._blocks: deque[Block] = deque()
         self._barriers: list[Barrier] = []
         self._untold = 0  # lost, but not yet noted in the head
@@ -253,7 +253,7 @@ class Sealer:
                 self._barriers.append(item)
                 self._inbox.take_barrier()
             else:
-                reports.append(Report._make(item))
+                reports.append(item)
         self._due = time.monotonic() + self._max_age_s if queue else 0.0
         if not reports:
             return
@@ -262,7 +262,7 @@ class Sealer:
         for at, report in enumerate(reports):
             if at % _GROUP == 0:
                 _breathe(0)
-            block = self._compose(report, block)
+            block = self._compose(Report._make(report), block)
         if block:
             self._blocks.append(block)
         reports.clear()

@@ -376,7 +376,11 @@ def test_an_unused_recorder_leaves_nothing(make_recorder: MakeRecorder, spool_di
 
 def test_close_is_bounded_when_the_ledger_hangs(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
     release = threading.Event()
-    double.fault = lambda number, path: None if release.wait(20) else None
+
+    def hang(number: int, path: str) -> None:
+        release.wait(20)
+
+    double.fault = hang
     recorder = make_recorder(double)
     recorder.record(**report())
     began = time.monotonic()

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
 from ledger import zstd
 from ledger.core.canonical import MAX_SAFE_INTEGER
-from ledger.core.cose import decode_cbor
+from ledger.core.cose import decode_cbor, encode_cbor
 from ledger.core.keys import generate_key
 from ledger.core.merkle import root
 from ledger.core.records import Energy, Record, Usage, encode_record, encode_record_lines, record_hash
 from ledger.core.statements import sign_statement, sum_records
 from ledger.emit.compose import Composed
 from ledger.emit.head import Head
-from ledger.emit.seal import Block, batch_body, batch_payload
+from ledger.emit.seal import Block, _byte_string_head, batch_body, batch_payload
 from tests.build import make_deployment, make_record, make_records
 
 DEPLOYMENT = make_deployment()
@@ -91,7 +92,7 @@ def test_a_block_takes_no_more_bytes_than_the_ledger(monkeypatch) -> None:
     block = Block(4096)
     while block.add(composed(make_record(DEPLOYMENT, n=len(block)))):
         pass
-    assert 0 < sum(len(line) + 1 for line in block.lines) <= 2000
+    assert 0 < sum(map(len, block.lines)) <= 2000
 
 
 def test_a_block_takes_no_more_documents_than_a_statement_can_name() -> None:
@@ -103,3 +104,8 @@ def test_a_block_takes_no_more_documents_than_a_statement_can_name() -> None:
     assert len(block) == 256
     assert block.add(composed(make_record(make_deployment(model="m5"), n=999), model="m5"))
     sign_statement(batch_payload(block, HEAD, 1_760_000_000_000_000), issuer="x", key=KEY)
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 24, 255, 256, 65_535, 65_536, 70_000])
+def test_byte_strings_have_the_shortest_head(size: int) -> None:
+    assert _byte_string_head(size) + bytes(size) == encode_cbor(bytes(size))
