@@ -11,27 +11,28 @@ import pytest
 
 import ledger
 from ledger.core import errors
+from ledger.service._local_problem_table import LOCAL_TABLE
+from ledger.service._problem_table import TABLE
 from ledger.service.problem_types import PROBLEM_TYPES, problem_type_of
 from tests.service.conftest import Harness
 
 SOURCES = Path(ledger.__file__).parent
-# What only programs on the caller's side raise; the service never answers with it.
-ELSEWHERE = ("audit", "emit", "energy", "export")
 CODE = re.compile(r'\bcode(?::\s*str)?\s*=\s*"([a-z0-9-]+)"')
 
 
-def raised_codes() -> dict[str, str]:
-    found = {}
-    for path in sorted(SOURCES.rglob("*.py")):
-        if path.relative_to(SOURCES).parts[0] not in ELSEWHERE:
-            for code in CODE.findall(path.read_text()):
-                found.setdefault(code, str(path.relative_to(SOURCES)))
-    return found
-
-
 def test_every_code_that_is_raised_is_documented() -> None:
-    missing = {code: where for code, where in raised_codes().items() if code not in PROBLEM_TYPES}
+    missing = {
+        code: str(path.relative_to(SOURCES))
+        for path in sorted(SOURCES.rglob("*.py"))
+        for code in CODE.findall(path.read_text())
+        if code not in PROBLEM_TYPES
+    }
     assert not missing
+
+
+def test_tables_do_not_overlap() -> None:
+    rows = [*TABLE, *LOCAL_TABLE]
+    assert len({row[0] for row in rows}) == len(rows)
 
 
 def test_every_class_has_a_default() -> None:

@@ -1,0 +1,197 @@
+"""Problems that other parts of Tallystick name by the same codes, in errors and ``--json`` output.
+
+The service answers with none of them, but explains them, so that every code has one meaning and one place.
+The status is the one that would fit.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LOCAL_TABLE"]
+
+LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
+    (
+        "other-key", 422, "Made by another key",
+        "The receipt was signed by another key than the one it is checked against.",
+        "Use the verifier key of the log that issued it.",
+    ),
+    (
+        "other-subject", 422, "About something else",
+        "The receipt is about another subject than the statement.",
+        "Pair each receipt with its own statement.",
+    ),
+    (
+        "quorum-missed", 422, "Too few witnesses",
+        "Fewer known witnesses cosigned the checkpoint than the quorum asks for.",
+        "Fetch a proof whose checkpoint has more cosignatures.",
+    ),
+    (
+        "bad-opening", 422, "Opening does not fit",
+        "The opened content does not hash to the commitment.",
+        "Check salt and content; each record has its own salt.",
+    ),
+    (
+        "bad-chunk", 422, "No such chunk",
+        "The commitment has no chunk of this index.",
+        "Use an index below the number of chunks.",
+    ),
+    (
+        "bad-salt", 422, "Salt of the wrong size",
+        "A salt has 32 bytes.",
+        "Derive salts as `ledger.core.commitments` does.",
+    ),
+    (
+        "bad-secret", 422, "Secret too short",
+        "A secret has at least 32 bytes.",
+        "Make secrets from the system's random source.",
+    ),
+    (
+        "bad-token", 422, "Not a token id",
+        "Token ids are integers from 0 to 2^32 - 1.",
+        "Pass the ids that the engine reported.",
+    ),
+    (
+        "exists", 409, "Already exists",
+        "What was to be made is there already and is never overwritten.",
+        "Name another one.",
+    ),
+    (
+        "bad-setting", 500, "Bad setting",
+        "A setting is out of its range.",
+        "See the reference of settings.",
+    ),
+    (
+        "not-started", 503, "Server did not start",
+        "The server could not listen on its address.",
+        "See its log; perhaps the port is in use.",
+    ),
+    (
+        "bad-text", 400, "Not Unicode text",
+        "The text has half a surrogate pair, so it has no UTF-8 form.",
+        "Pass text that is valid Unicode.",
+    ),
+    (
+        "bad-time", 400, "Not a time span of the past",
+        "A generation ends before it starts, or its times are not plausible.",
+        "Pass Unix microseconds.",
+    ),
+    (
+        "no-deployment", 400, "No deployment is known",
+        "A record names what generated it, and none was given.",
+        "Give a deployment to the recorder or to the call.",
+    ),
+    (
+        "bad-url", 400, "Address not usable",
+        "The URL of the ledger is not one that can be used.",
+        "Use one such as `https://ledger.example.com`, and pass the API key apart from it.",
+    ),
+    (
+        "bad-api-key", 400, "API key has impossible characters",
+        "The API key cannot be one: it would not fit into an HTTP header.",
+        "Pass the token exactly as it was made.",
+    ),
+    (
+        "ledger-unreachable", 503, "Ledger not reachable",
+        "The emitting process cannot reach the ledger. Statements wait in its spool.",
+        "Nothing, if the ledger comes back; else check address and network.",
+    ),
+    (
+        "other-log", 422, "Receipt of another log",
+        "The receipt comes from another log than the one that this process was set up for.",
+        "Check the ledger's address and the verifier key that was pinned.",
+    ),
+    (
+        "other-issuer", 409, "Spool of another issuer",
+        "The spool directory holds the chain of another issuer.",
+        "Use one spool directory for each issuer.",
+    ),
+    (
+        "spool-full", 503, "Spool full",
+        "The spool has reached its limit; records are counted as dropped until there is room.",
+        "Restore the connection to the ledger, or raise the limit.",
+    ),
+    (
+        "spool-unavailable", 503, "Spool not usable",
+        "The spool's directory cannot be opened or written.",
+        "Name a directory on a local disk that the process may write, with room.",
+    ),
+    (
+        "spool-corrupt", 500, "Spool damaged",
+        "A file of the spool was cut or changed, or does not follow the chain.",
+        "Check the disk; restore the spool, or move it away and register a new issuer name.",
+    ),
+    (
+        "bad-gguf", 400, "Not a GGUF file",
+        "The model file is not GGUF, or was cut.",
+        "Download the model again.",
+    ),
+    (
+        "bad-power", 400, "Power or time not plausible",
+        "Powers or times are negative, or their range is not in order.",
+        "Check the deployment's rated power and the units.",
+    ),
+    (
+        "bad-weights", 400, "Weights not usable",
+        "An amount cannot be divided: weights are negative or all zero.",
+        "Pass at least one positive weight.",
+    ),
+    (
+        "figure-too-large", 422, "Figure too large",
+        "An energy or carbon figure passes 2^53 - 1.",
+        "Check the units of the factor set and of the energy.",
+    ),
+    (
+        "no-meter", 503, "Energy counter not readable",
+        "The counter exists, but this process may not read it.",
+        "Give the process read permission, or run without this meter.",
+    ),
+    (
+        "directory-not-empty", 409, "Directory not empty",
+        "An export is never merged into another directory.",
+        "Name a new directory.",
+    ),
+    (
+        "export-failed", 503, "Export not written",
+        "The export could not be written; nothing is left behind.",
+        "Make room, or write to another disk.",
+    ),
+    (
+        "export-files", 500, "Export incomplete or changed",
+        "The files of an export are not those that its manifest lists.",
+        "Copy the whole export again.",
+    ),
+    (
+        "malformed-manifest", 400, "Malformed manifest",
+        "The manifest of an export or its signature is not of the form that exports have.",
+        "Copy the whole export again.",
+    ),
+    (
+        "no-such-file", 400, "No such file",
+        "The file that was named is not there.",
+        "Check the path.",
+    ),
+    (
+        "unreadable", 503, "Not readable",
+        "The source of an audit cannot be read.",
+        "Check path, permissions and connection.",
+    ),
+    (
+        "bad-record", 500, "Record does not verify",
+        "An audited record is not what its statement commits to.",
+        "Keep the evidence, and ask the operator.",
+    ),
+    (
+        "bad-receipt", 500, "Receipt does not verify",
+        "An audited receipt does not prove its statement in this log.",
+        "Keep the evidence, and ask the operator.",
+    ),
+    (
+        "bad-checkpoint", 500, "Checkpoint does not verify",
+        "An audited checkpoint is not one that the log's key signed over this tree.",
+        "Keep the evidence, and ask the operator.",
+    ),
+    (
+        "bad-known-checkpoint", 400, "Known checkpoint does not verify",
+        "A checkpoint that was passed to the audit is not by this log's key.",
+        "Pass only checkpoints that this log's key signed.",
+    ),
+)  # fmt: skip
