@@ -2,7 +2,7 @@
 ``ledger.core``, and trusts keys alone.
 """
 
-from ledger.audit.audit import audit
 from ledger.audit.report import AuditReport, Counts, Finding, Gap
+from ledger.audit.run import audit
 
 __all__ = ["AuditReport", "Counts", "Finding", "Gap", "audit"]

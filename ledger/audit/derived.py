@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from operator import add
 
-from ledger.audit.batches import BatchFacts
+from ledger.audit.batches import BatchFacts, Key
 from ledger.audit.index import IndexAudit
 from ledger.audit.leaves import LeafAudit
 from ledger.audit.report import Findings
@@ -30,7 +32,7 @@ class DerivedAudit:
     def __init__(self, source: Source, findings: Findings) -> None:
         self._source = source
         self._findings = findings
-        self._rollups: dict[tuple[int, str, str], list[int]] = {}
+        self._rollups: dict[Key, list[int]] = {}
         self._damaged: set[int] = set()  # leaves whose records could not be read
         self._slices = _Slices(source.rows("batch_slice"), findings)
         self._index: IndexAudit | None = None
@@ -47,12 +49,10 @@ class DerivedAudit:
             except UnavailableError as error:
                 self._findings.gap("record_index", error.what)
                 self._index = None
-        self._slices.check(leaf_index, facts.slices)
+        self._slices.check(leaf_index, facts)
         for key, sums in facts.rollups.items():
             before = self._rollups.get(key)
-            self._rollups[key] = (
-                sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
-            )
+            self._rollups[key] = sums if before is None else list(map(add, before, sums))
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -67,7 +67,8 @@ class DerivedAudit:
         for table, expected in leaves.expected_rows().items():
             self._compare(table, expected)
         self._compare(
-            "rollup", {key: (*key, f"[{','.join(map(str, sums))}]") for key, sums in self._rollups.items()}
+            "rollup",
+            {key: (*key, f"[{','.join(map(str, sums))}]") for key, sums in self._rollups.items()},
         )
         with self._reading("log_head"):
             self._compare_head(leaves.origin, tree, newest)
@@ -126,16 +127,20 @@ class _Slices:
         self._next: Row | None = None
         self._advance()
 
-    def check(self, leaf_index: int, slices: dict[tuple[str, str], int]) -> None:
+    def check(self, leaf_index: int, facts: BatchFacts) -> None:
         """Compare the rows of one batch."""
+        slices: defaultdict[Row, int] = defaultdict(int)
+        for (_, tenant, deployment), sums in facts.rollups.items():
+            slices[tenant, deployment] += sums[0]
         rows: list[Row] = []
         while self._next is not None and type(self._next[0]) is int and self._next[0] <= leaf_index:
             (rows if self._next[0] == leaf_index else self._extra).append(self._next)
             self._advance()
-        expected: dict[Row, Row] = {
-            (leaf_index, *key): (leaf_index, *key, count) for key, count in slices.items()
-        }
-        compare_rows(self._findings, "batch_slice", rows, expected)
+        wanted = [(leaf_index, *key, count) for key, count in sorted(slices.items())]
+        if rows == wanted and all(type(row[3]) is int for row in rows):
+            self._findings.counts.rows += len(rows)
+            return
+        compare_rows(self._findings, "batch_slice", rows, {row[:3]: row for row in wanted})
 
     def close(self, damaged: set[int]) -> None:
         """Report the rows that belong to no batch."""

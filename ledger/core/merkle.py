@@ -25,6 +25,7 @@ __all__ = [
     "inclusion_path",
     "inclusion_ranges",
     "leaf_hash",
+    "leaf_hashes",
     "node_hash",
     "root",
     "root_from_inclusion",
@@ -46,6 +47,17 @@ _NODE_PREFIX = b"\x01"
 def leaf_hash(data: bytes) -> bytes:
     """Return the hash of the leaf ``data``."""
     return sha256(_LEAF_PREFIX + data).digest()
+
+
+def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
+    """Return the hash of each leaf: :func:`leaf_hash`, for many at once in less time."""
+    begun = sha256(_LEAF_PREFIX).copy  # cheaper than beginning anew, and than joining prefix and leaf
+    hashes = []
+    for leaf in leaves:
+        hasher = begun()
+        hasher.update(leaf)
+        hashes.append(hasher.digest())
+    return hashes
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
