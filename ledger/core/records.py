@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from operator import le
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -349,22 +348,25 @@ _UUID_DASHES = (8, 13, 18, 23)
 
 def _forms_hold(records: list[Record]) -> bool:
     """Whether every record would pass ``check_record``: the same rules, a column of the block at a time."""
-    started = [r.started_us for r in records]
-    ended = [r.ended_us for r in records]
-    first = [r.started_us if r.first_token_us is UNSET else r.first_token_us for r in records]
-    if not (all(map(le, started, first)) and all(map(le, first, ended))):
+    # Each list below has the records that break one rule: a whole column is looked through without a call.
+    if [
+        r
+        for r in records
+        if not r.started_us <= (r.started_us if r.first_token_us is UNSET else r.first_token_us) <= r.ended_us
+    ]:
         return False
-    if [r.cost_nano is UNSET for r in records] != [r.currency is UNSET for r in records]:
+    if [r for r in records if (r.cost_nano is UNSET) is not (r.currency is UNSET)]:
         return False
     usages = [r.usage for r in records]
-    cached = [0 if u.cached_input_tokens is UNSET else u.cached_input_tokens for u in usages]
-    if not all(map(le, cached, [u.input_tokens for u in usages])):
+    if [u for u in usages if u.cached_input_tokens is not UNSET and u.cached_input_tokens > u.input_tokens]:
         return False
     energies = [r.energy for r in records if r.energy is not UNSET]
-    figures = [e.energy_uj for e in energies]
-    lows = [e.energy_uj if e.low_uj is UNSET else e.low_uj for e in energies]
-    highs = [e.energy_uj if e.high_uj is UNSET else e.high_uj for e in energies]
-    if not (all(map(le, lows, figures)) and all(map(le, figures, highs))):
+    if [
+        e
+        for e in energies
+        if (e.low_uj is not UNSET and e.low_uj > e.energy_uj)
+        or (e.high_uj is not UNSET and e.high_uj < e.energy_uj)
+    ]:
         return False
     if not all(_is_uuid7(r.parent) for r in records if r.parent is not UNSET):
         return False
