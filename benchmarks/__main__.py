@@ -36,8 +36,8 @@ class Bar:
 
 BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
     "ingest": (
-        "Batches of 256 records over HTTP into SQLite, verified and durable; beside `executemany` of the same "
-        "record bytes with three indexes, as durable, with one commit per 256 (and per 1,000) records.",
+        "Batches of 256 records over HTTP into SQLite, verified and durable, beside `executemany` of the "
+        "same record bytes with three indexes, as durable, with one commit per 256 (and per 1,000) records.",
         (Bar("ratio_256", least=0.6), Bar("records_per_s", least=30_000)),
     ),
     "audit": (

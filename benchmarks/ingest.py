@@ -1,6 +1,6 @@
 """Batches of 256 records over HTTP into SQLite, verified and durable, against plain inserts of their bytes.
 
-The service runs as its own process, with the store that `tallystick init` makes; four issuers send, each
+The service runs as its own process, with the store that `tallystick init` makes; sixteen issuers send, each
 waiting for its receipt before the next batch. The limit beside it is `executemany` of the same record bytes
 into a table with three indexes and the same durability (WAL, synchronous=FULL), one commit a batch.
 """
@@ -42,7 +42,7 @@ from ledger.keyfiles import load_private_key
 from ledger.store import Sequencer, open_store
 
 BATCH = 256
-ISSUERS = 4
+ISSUERS = 16
 RECORDS = 200_000
 DEPLOYMENT = Deployment(model="Bench-8B-Instruct", engine="vllm", version="1", quantization="awq")
 FACTORS = FactorSet(

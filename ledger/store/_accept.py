@@ -7,7 +7,6 @@ from typing import Any
 
 from msgspec import UNSET
 from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from ledger.core import cose
 from ledger.core.chain import ChainHead, next_head
@@ -16,7 +15,7 @@ from ledger.core.keys import parse_cose_key
 from ledger.core.records import decode_deployment
 from ledger.core.statements import Batch, DeploymentStatement, IssuerKey
 from ledger.store import queries
-from ledger.store._sql import insert_rows
+from ledger.store._sql import insert_rows, integrity_error, run
 from ledger.store._tip import Tip, table
 from ledger.store.prepare import Prepared
 from ledger.store.tables import PLACES_PER_LEAF, Document, Issuer, IssuerKeyRow, RecordIndex
@@ -105,14 +104,14 @@ def _check_documents(connection: Connection, tip: Tip, accepted: Accepted, wante
 def _claim_ids(connection: Connection, ids: list[bytes], leaf_index: int) -> None:
     first = leaf_index * PLACES_PER_LEAF
     rows = list(zip(ids, range(first, first + len(ids)), strict=True))
-    connection.exec_driver_sql("SAVEPOINT record_ids")
+    run(connection, "SAVEPOINT record_ids")
     try:
         insert_rows(connection, RecordIndex, rows)
-    except IntegrityError:
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT record_ids")
+    except integrity_error(connection):
+        run(connection, "ROLLBACK TO SAVEPOINT record_ids")
         raise _double_id(connection, ids) from None
     finally:
-        connection.exec_driver_sql("RELEASE SAVEPOINT record_ids")
+        run(connection, "RELEASE SAVEPOINT record_ids")
 
 
 def _double_id(connection: Connection, ids: list[bytes]) -> Exception:

@@ -18,7 +18,7 @@ from ledger.core.statements import Batch
 from ledger.core.tiles import TILE_WIDTH, TileReader, append_tiles, tile_widths
 from ledger.store import queries
 from ledger.store._accept import Accepted
-from ledger.store._sql import insert_rows, run_many
+from ledger.store._sql import insert_rows, run, run_many
 from ledger.store._tip import Tip
 from ledger.store.prepare import Prepared
 from ledger.store.tables import BatchSlice, CheckpointRow, Rollup, StatementRow, Tile
@@ -98,9 +98,7 @@ def _sign(log: Log, checkpoint: Checkpoint) -> bytes:
 
 def _move_head(connection: Connection, tip: Tip, tree: Checkpoint, checkpoint: bytes) -> None:
     sql = "UPDATE log_head SET size = ?, root = ?, checkpoint = ? WHERE id = 1 AND size = ?"
-    if connection.dialect.paramstyle != "qmark":
-        sql = sql.replace("?", "%s")
-    moved = connection.exec_driver_sql(sql, (tree.size, tree.root, checkpoint.decode(), tip.size))
+    moved = run(connection, sql, (tree.size, tree.root, checkpoint.decode(), tip.size))
     if moved.rowcount != 1:
         raise CorruptError(
             f"the log's head is not at size {tip.size} any more",
@@ -216,15 +214,13 @@ def _write_sums(connection: Connection, tip: Tip, group: list[Prepared]) -> None
 def _read_sums(
     connection: Connection, known: dict[tuple[int, str, str], list[int]], keys: list[tuple[int, str, str]]
 ) -> None:
-    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
     for start in range(0, len(keys), _KEYS_PER_QUERY):
         some = keys[start : start + _KEYS_PER_QUERY]
-        values = ", ".join([f"({mark}, {mark}, {mark})"] * len(some))
+        values = ", ".join(["(?, ?, ?)"] * len(some))
         sql = (
             "SELECT hour, tenant, deployment, sums FROM rollup "  # noqa: S608 - only marks are put in
             f"WHERE (hour, tenant, deployment) IN (VALUES {values})"
         )
-        for hour, tenant, deployment, sums in connection.exec_driver_sql(
-            sql, tuple(value for key in some for value in key)
-        ):
+        found = run(connection, sql, tuple(value for key in some for value in key))
+        for hour, tenant, deployment, sums in found:
             known[hour, tenant, deployment] = msgspec.json.decode(sums, type=list[int])

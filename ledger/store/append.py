@@ -21,7 +21,6 @@ from typing import Literal, TypeAlias
 
 from msgspec import UNSET
 from sqlalchemy import Connection, insert, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cose import encode_cbor
@@ -307,11 +306,8 @@ class Sequencer:
 
 
 def _unavailable(error: Exception) -> UnavailableError:
-    what = (
-        "the database did not take it" if isinstance(error, SQLAlchemyError | OSError) else "internal error"
-    )
     return UnavailableError(
-        what,
+        "the database did not take it",
         where=type(getattr(error, "orig", error)).__name__,
         remedy="nothing was logged; see the service's log, and send it again later",
         code="storage-failed",
