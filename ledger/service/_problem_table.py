@@ -313,7 +313,7 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "storage-failed", 503, "Storage failed",
-        "The database did not take the statement: a full disk, a lost connection. Nothing was registered.",
+        "The database failed: a full disk, a lost connection. Nothing was registered.",
         "Send again later; the operator finds the reason in the service's log.",
     ),
     (

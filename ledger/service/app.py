@@ -34,7 +34,7 @@ from ledger.store import Store, queries
 
 __all__ = ["create_app"]
 
-_log = logging.getLogger("tallystick.service")
+_log = logging.getLogger(__name__)
 _ROUTERS = (entries, batches, log, proofs, records, rollups, issuers, documents, problems, operations)
 
 

@@ -46,7 +46,7 @@ _SECRET_BYTES = 32
 _MAX_LABEL = 200
 _MAX_CACHED = 4096
 _NOBODY = bytes(32)
-_log = logging.getLogger("tallystick.service")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

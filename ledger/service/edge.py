@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -27,6 +28,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_log = logging.getLogger(__name__)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -60,13 +62,25 @@ class Edge:
             answer = unexpected_response(Request(scope, receive), error)
             await answer(scope, exchange.receive, exchange.send)
         finally:
+            seconds = time.perf_counter() - begun
+            problem = scope.get("tallystick.problem", "")
             self._service.metrics.observe_request(
                 method if method in _METHODS else "other",
                 getattr(scope.get("route"), "path", None) or "none",
                 exchange.status,
-                time.perf_counter() - begun,
-                scope.get("tallystick.problem", ""),
+                seconds,
+                problem,
             )
+            if self._service.settings.log_requests:
+                # Without the query: it may hold what should not be in a log.
+                _log.info(
+                    "%s %r %d %s%.1f ms",
+                    method,
+                    scope["path"],
+                    exchange.status,
+                    problem and problem + " ",
+                    seconds * 1000,
+                )
 
 
 class _Exchange:

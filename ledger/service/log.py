@@ -15,6 +15,7 @@ from ledger.core.cose import encode_cbor
 from ledger.core.errors import InvalidError
 from ledger.core.keys import PublicKey
 from ledger.core.tiles import TILE_HEIGHT, TILE_WIDTH, encode_bundle, parse_tile_path
+from ledger.service.negotiation import quality
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
@@ -88,7 +89,7 @@ def get_tile(
             return _forever(queries.read_tile(connection, ref.level, ref.index, ref.width))
         entries = queries.read_bundle(connection, ref.index, ref.width)
     bundle, headers = encode_bundle(entries), {"Vary": "Accept-Encoding"}
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if quality(request.headers.get("accept-encoding", ""), "gzip"):
         bundle = gzip.compress(bundle, _GZIP_LEVEL, mtime=0)
         headers["Content-Encoding"] = "gzip"
     return _forever(bundle, headers)

@@ -53,7 +53,7 @@ and carbon.
 DOCUMENT = "x-document"
 """Marks a member whose schema is that of a signed document: Record, Deployment or FactorSet."""
 
-_ALWAYS = ("bad-parameter", "internal")
+_ALWAYS = ("bad-parameter", "internal", "storage-failed", "overloaded")
 _WITH_KEY = ("missing-key", "wrong-key", "missing-scope")
 
 

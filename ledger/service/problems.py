@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +24,7 @@ from starlette.responses import Response
 from ledger.core.cose import encode_cbor
 from ledger.core.errors import InvalidError, TallystickError
 from ledger.service import pages
+from ledger.service.negotiation import quality
 from ledger.service.problem_types import PROBLEM_TYPES, ProblemType, problem_type_of
 from ledger.service.routes import StrictRoute
 
@@ -38,7 +40,7 @@ _TUNNEL, _TUNNEL_TYPE, _TUNNEL_STATUS = 7807, 0, 1
 _CONCISE_PLACES = ("/entries", "/.well-known/scitt-keys")
 _RETRY_AFTER_S = 2
 _CHALLENGE = 'Bearer realm="tallystick"'
-_log = logging.getLogger("tallystick.service")
+_log = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -109,6 +111,13 @@ def error_response(request: Request, error: TallystickError) -> Response:
     )
 
 
+def storage_response(request: Request, error: BaseException) -> Response:
+    """The answer when the database failed. What it says stays in the log."""
+    instance = _instance()
+    _log.error("%s %s: database failed [%s]", request.method, request.url.path, instance, exc_info=error)
+    return problem_response(request, PROBLEM_TYPES["storage-failed"], instance=instance)
+
+
 def unexpected_response(request: Request, error: BaseException) -> Response:
     """The answer for an error that nobody expected. What it says stays in the log."""
     instance = _instance()
@@ -139,6 +148,7 @@ def install_handlers(app: FastAPI) -> None:
         return problem_response(request, PROBLEM_TYPES[code], headers=error.headers)
 
     app.add_exception_handler(TallystickError, on_error)
+    app.add_exception_handler(SQLAlchemyError, storage_response)
     app.add_exception_handler(RequestValidationError, on_parameters)
     app.add_exception_handler(HTTPException, on_http)
 
@@ -148,31 +158,13 @@ def _instance() -> str:
 
 
 def _wants_concise(request: Request) -> bool:
-    accept = request.headers.get("accept", "").lower()
-    as_cbor, as_json = (
-        _quality(accept, CONCISE),
-        max(_quality(accept, PROBLEM_JSON), _quality(accept, "application/json")),
-    )
+    accept = request.headers.get("accept", "")
+    as_cbor = quality(accept, CONCISE)
+    as_json = max(quality(accept, PROBLEM_JSON), quality(accept, "application/json"))
     if as_cbor or as_json:
         return as_cbor > as_json
     path = request.url.path
     return any(path == place or path.startswith(place + "/") for place in _CONCISE_PLACES)
-
-
-def _quality(accept: str, media_type: str) -> float:
-    """How much the Accept header wants exactly ``media_type`` (RFC 9110 section 12.5.1); 0 if not named."""
-    for part in accept.split(","):
-        name, *parameters = (each.strip() for each in part.split(";"))
-        if name != media_type:
-            continue
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    return float(parameter[2:])
-                except ValueError:
-                    return 0.0
-        return 1.0
-    return 0.0
 
 
 # --- GET /problems ---------------------------------------------------------------------------------------

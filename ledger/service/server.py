@@ -80,7 +80,8 @@ def serve(
                 ws="none",
                 lifespan="on",
                 log_level=log_level,
-                access_log=settings.log_requests,
+                access_log=False,
+                log_config=_log_config(log_level),
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=settings.limit_concurrency,
@@ -100,6 +101,13 @@ def serve(
             )
     finally:
         store.close()
+
+
+def _log_config(level: str) -> dict[str, Any]:
+    """uvicorn's logging, and our own beside it."""
+    ours = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    loggers = {**uvicorn.config.LOGGING_CONFIG["loggers"], "ledger": ours}
+    return {**uvicorn.config.LOGGING_CONFIG, "loggers": loggers}
 
 
 def _run(server: uvicorn.Server) -> None:

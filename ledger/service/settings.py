@@ -43,7 +43,7 @@ class Settings:
     body_timeout_s: int = _setting(30, "Longest time that a caller may take to send a body.", least=1)
     prepare_threads: int = _setting(2, "Threads that check statements; about one per core.", least=1, most=64)
     read_threads: int = _setting(
-        8, "Threads that run queries, each with its own connection.", least=1, most=64
+        8, "Threads that run queries, each with a connection of its own.", least=1, most=12
     )
     api_key_cache_s: int = _setting(
         5,
@@ -61,7 +61,9 @@ class Settings:
         30, "How long running requests may finish after a stop was asked for.", least=1
     )
     docs: bool = _setting(True, "Whether GET /docs shows the API reference.")
-    log_requests: bool = _setting(False, "Whether each request is logged (method, path, status).")
+    log_requests: bool = _setting(
+        False, "Whether each request is logged: method, path, status, problem, time."
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -95,6 +95,16 @@ def test_methods_that_nobody_knows_share_a_label(harness: Harness) -> None:
     assert sample(text, 'tallystick_http_requests_total{method="other",route="/healthz",status="405"}') == 2
 
 
+def test_requests_are_logged_without_their_query(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(create_app(ledger.store, ledger.log_key, Settings(log_requests=True))) as client:
+        with caplog.at_level("INFO", "ledger.service"):
+            client.get("/records?api_key=tsk_secret")
+            client.get("/a%0Ab")
+        assert "GET '/records' 400 bad-parameter " in caplog.text
+        assert "GET '/a\\nb' 404 not-found " in caplog.text
+        assert "tsk_secret" not in caplog.text
+
+
 def test_health_after_the_stop(ledger: Ledger) -> None:
     app = create_app(ledger.store, ledger.log_key)
     with TestClient(app) as client:
@@ -130,7 +140,7 @@ def test_settings_from_the_environment() -> None:
     ("name", "value"),
     [
         ("TALLYSTICK_READ_THREADS", "0"),
-        ("TALLYSTICK_READ_THREADS", "65"),
+        ("TALLYSTICK_READ_THREADS", "13"),
         ("TALLYSTICK_READ_THREADS", "-1"),
         ("TALLYSTICK_READ_THREADS", "many"),
         ("TALLYSTICK_READ_THREADS", ""),

@@ -156,6 +156,24 @@ def test_unexpected_errors_leak_nothing(
     assert 'tallystick_problems_total{code="internal"} 1.0' in metrics
 
 
+def test_failing_database_is_a_problem_of_its_own(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    from ledger.store import queries
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OperationalError("SELECT secret", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(queries, "log_head", broken)
+    answer = harness.get("/healthz", None)
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/storage-failed")
+    assert answer.headers["retry-after"]
+    assert "SELECT" not in answer.text
+    assert "disk I/O error" in caplog.text
+
+
 def test_damaged_evidence_is_reported_not_hidden(harness: Harness) -> None:
     from sqlalchemy import text
 
