@@ -6,7 +6,7 @@ __all__ = ["quality"]
 
 
 def quality(header: str, name: str) -> float:
-    """The weight that an ``Accept`` or ``Accept-Encoding`` header gives ``name``; 0 if it does not name it."""
+    """The weight that an ``Accept`` or ``Accept-Encoding`` header gives ``name``; 0 if it names it not."""
     for part in header.lower().split(","):
         found, *parameters = (each.strip() for each in part.split(";"))
         if found != name:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -188,3 +193,40 @@ def test_batches_of_any_size(harness: Harness, count: int) -> None:
     batch = harness.log_batch(count)
     assert harness.get("/entries/3/records").content == batch.lines
     assert harness.post("/batches", batch_body(batch.statement.entry, batch.lines), BATCH).status_code == 200
+
+
+def test_cancelled_request_does_not_harm_the_sequencer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = create_api_key(ledger.store, "gpu", ["emit"])
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": BATCH}
+    app = create_app(ledger.store, ledger.log_key)
+    sequencer = app.state.service.sequencer
+    entered, go_on = threading.Event(), threading.Event()
+    transact = sequencer._transact
+
+    def slow(items: Any) -> Any:
+        entered.set()
+        go_on.wait(10)
+        return transact(items)
+
+    monkeypatch.setattr(sequencer, "_transact", slow)
+    first = ledger.issuer.batch(make_records(3, ledger.digest))
+    second = ledger.issuer.batch(make_records(3, ledger.digest, first=10))
+
+    async def run() -> int:
+        transport = httpx.ASGITransport(app)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
+            post = functools.partial(client.post, "http://log/batches", headers=headers, timeout=20)
+            doomed = asyncio.create_task(post(content=first.body))
+            await asyncio.to_thread(entered.wait, 10)
+            doomed.cancel()
+            await asyncio.gather(doomed, return_exceptions=True)
+            assert doomed.cancelled()
+            assert app.state.service.budget.taken == 0
+            go_on.set()
+            # The first was logged all the same, and the sequencer lives.
+            assert (await post(content=second.body)).status_code == 201
+            return int((await post(content=first.body)).status_code)
+
+    assert asyncio.run(run()) == 200
