@@ -280,12 +280,23 @@ def settings() -> str:
 
 
 def problems() -> str:
-    """Problem types of the API."""
-    from ledger.service.problem_types import PROBLEM_TYPES
+    """Problem types that the service answers with."""
+    from ledger.service._problem_table import TABLE
 
+    return _problems(TABLE)
+
+
+def local_problems() -> str:
+    """Problem types of the other parts."""
+    from ledger.service._local_problem_table import LOCAL_TABLE
+
+    return _problems(LOCAL_TABLE)
+
+
+def _problems(rows: Iterable[tuple[str, int, str, str, str]]) -> str:
     return "\n".join(
-        f"### {code}\n\n{each.status}, {each.title}. {each.explanation} {each.remedy}\n"
-        for code, each in sorted(PROBLEM_TYPES.items())
+        f"### {code}\n\n{status}, {title}. {explanation} {remedy}\n"
+        for code, status, title, explanation, remedy in sorted(rows)
     )
 
 
@@ -333,6 +344,7 @@ def _scopes_by_operation(app: Any) -> dict[str, tuple[str, ...]]:
 
 def _describe(document: dict[str, Any], scopes: dict[str, tuple[str, ...]]) -> str:
     overview, details = [], []
+    shared = _shared_problems(document, scopes)
     for tag in document["tags"]:
         operations = [
             (path, method, operation)
@@ -347,11 +359,27 @@ def _describe(document: dict[str, Any], scopes: dict[str, tuple[str, ...]]) -> s
             heading = f"{method.upper()} {path}"
             link = f"[`{heading}`](#{re.sub(r'[^a-z0-9_ -]', '', heading.lower()).replace(' ', '-')})"
             overview.append((link, who, operation["summary"]))
-            details.append(_operation(heading, who, operation))
-    return table(("operation", "key", ""), overview) + "\n" + "\n".join(details)
+            details.append(_operation(heading, who, operation, shared))
+    text = f"Any operation that needs a key can answer with {_links(shared)}. These are not repeated below.\n"
+    return "\n".join([table(("operation", "key", ""), overview), text, *details])
 
 
-def _operation(heading: str, who: str, operation: dict[str, Any]) -> str:
+def _problems_of(operation: dict[str, Any]) -> set[str]:
+    failed = [each for status, each in operation["responses"].items() if not status.startswith("2")]
+    return {code for each in failed for code in re.findall(r"`([a-z0-9-]+)`:", each["description"])}
+
+
+def _shared_problems(document: dict[str, Any], names: Iterable[str]) -> set[str]:
+    """The problems that all operations of these names have."""
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    return set.intersection(*(_problems_of(each) for each in operations if each["operationId"] in set(names)))
+
+
+def _links(codes: Iterable[str]) -> str:
+    return ", ".join(f"[{code}](problems.md#{code})" for code in sorted(codes))
+
+
+def _operation(heading: str, who: str, operation: dict[str, Any], known: set[str]) -> str:
     key = "Public." if who == "public" else f"Needs a key with {who}."
     lines = [f"### {heading}", "", f"{operation.get('description', '')} {key}".strip(), ""]
     parameters = operation.get("parameters", ())
@@ -372,14 +400,12 @@ def _operation(heading: str, who: str, operation: dict[str, Any]) -> str:
                 for name, each in members.items()
             ]
             lines += [table(("member", "required", "meaning"), rows)]
-    codes = []
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
             media_types = " or ".join(f"`{each}`" for each in answer.get("content", {}))
             lines += [f"{status} {media_types}: {answer['description']}", ""]
-        else:
-            codes += re.findall(r"`([a-z0-9-]+)`:", answer["description"])
-    lines += ["Problems: " + ", ".join(f"[{code}](problems.md#{code})" for code in sorted(codes)) + ".", ""]
+    if codes := _problems_of(operation) - known:
+        lines += [f"Problems: {_links(codes)}.", ""]
     return "\n".join(lines)
 
 
@@ -410,6 +436,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "rollup-sums": rollup_sums,
     "settings": settings,
     "problems": problems,
+    "local-problems": local_problems,
     "api": api,
 }
 
