@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,9 +31,12 @@ from ledger.keyfiles import load_private_key
 
 __all__ = ["Recorder", "Status"]
 
+_logger = logging.getLogger("tallystick.emit")
+
 _EXIT_S = 5.0
 """How long the interpreter's exit may wait for the ledger. What is not sent by then waits in the spool."""
 _FULL_POLL_S = 0.005
+_SEAL, _SEND = "tallystick-seal", "tallystick-send"
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Recorder:
     Raises:
         InvalidError: an argument is not usable.
         RefusedError: the spool belongs to another issuer.
+        CorruptError: the spool does not verify.
         UnavailableError: the spool cannot be opened.
     """
 
@@ -130,7 +135,11 @@ class Recorder:
         self._api_key = api_key or environment.get("TALLYSTICK_API_KEY") or None
         self._log = _read_log_key(log_key or environment.get("TALLYSTICK_LOG_KEY"))
         if self._url is not None:
-            Client(self._url, self._api_key)  # refuse unusable ones now, not on a background thread
+            client = Client(self._url, self._api_key)  # refuse unusable ones now, not on a background thread
+            if client.plain_text and self._api_key:
+                _logger.warning("the API key goes to %s without encryption: use https", self._url)
+            if self._log is None:
+                _logger.warning("no log_key: receipts are not checked, so the spool keeps all statements")
         self._deployment = None if deployment is None else checked_deployment(deployment)
         self._factors = None if factors is None else checked_factors(factors)
 
@@ -161,7 +170,7 @@ class Recorder:
         """Make everything that belongs to one process."""
         self._inbox = Inbox()
         self._start_lock = threading.Lock()  # guards the start of the threads
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
         self._deliveries = Deliveries(self._keep_receipts)
         self._shipper: Shipper | None = None
         if self._url is not None:
@@ -276,24 +285,28 @@ class Recorder:
     def _rouse(self) -> None:
         """Wake the sealer; start the threads if this process has none yet."""
         with self._start_lock:
-            if not self._threads and not self._closed:
-                _close_with_worker()
-                try:
-                    self._start()
-                except RuntimeError:  # the interpreter is ending; ``close`` seals on its own thread
-                    self._threads.clear()
-        self._inbox.idle = False
+            started = self._closed or self._start()
+        if started:  # else the next record tries again, and ``close`` does the work on its own thread
+            self._inbox.idle = False
         self._inbox.wake.set()
 
-    def _start(self) -> None:
-        runs = [("tallystick-seal", self._sealer.run)]
+    def _start(self) -> bool:
+        """Start the threads that do not run yet; False if the system gives none."""
+        if not self._threads:
+            _close_with_worker()
+        runs = {_SEAL: self._sealer.run}
         if self._shipper is not None:
             self._shipper.bind(self._sealer)
-            runs.append(("tallystick-send", self._shipper.run))
-        for name, run in runs:
-            thread = threading.Thread(target=run, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            runs[_SEND] = self._shipper.run
+        for name, run in runs.items():
+            if name not in self._threads:
+                thread = threading.Thread(target=run, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # too many threads, or the interpreter is ending
+                    return False
+                self._threads[name] = thread
+        return True
 
     # --- waiting for it ------------------------------------------------------------------------------
 
@@ -323,23 +336,25 @@ class Recorder:
         deadline = time.monotonic() + timeout_s
         with self._start_lock:
             first, self._closed, self._limit = not self._closed, True, 0
-            threads = list(self._threads)
         if not first:
             return not self._inbox.queue and self._delivered()
         _recorders.discard(self)
         self._sealer.close(deadline)
-        if threads:
-            threads[0].join(max(0.0, deadline - time.monotonic()))
-        else:
-            self._sealer.run()
-        sealed = not self._inbox.queue and (not threads or not threads[0].is_alive())
+        sealed = self._end(_SEAL, self._sealer.run, deadline) and not self._inbox.queue
         if self._shipper is not None:
             self._shipper.close(deadline)
-            if len(threads) > 1:
-                threads[1].join(max(0.0, deadline - time.monotonic()))
-            elif self._sealer.last_seq >= 0:
-                self._shipper.run()
+            if _SEND in self._threads or self._sealer.last_seq >= 0:
+                self._end(_SEND, self._shipper.run, deadline)
         return sealed and self._delivered()
+
+    def _end(self, name: str, run: Callable[[], None], deadline: float) -> bool:
+        """Wait for a thread that was told to end; without one, do its work here. True if it ended in time."""
+        thread = self._threads.get(name)
+        if thread is None:
+            run()
+            return True
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return not thread.is_alive()
 
     def _delivered(self) -> bool:
         return self._shipper is None or self._shipper.is_past(self._sealer.last_seq)

@@ -157,8 +157,9 @@ class Sealer:
         Raises:
             UnavailableError: the spool cannot be written.
         """
-        with self._spool.locked():
-            self._ensure_session()
+        if self._session is None:
+            with self._spool.locked():
+                self._ensure_session()
 
     def close(self, by: float) -> None:
         """Ask ``run`` to seal what is left and end, at the latest at the monotonic time ``by``."""
@@ -167,6 +168,10 @@ class Sealer:
 
     def run(self) -> None:
         """Seal until closed. Nothing that goes wrong ends the thread."""
+        try:
+            self.open_session()
+        except TallystickError as error:
+            self._failed(str(error), None)
         while not self._finished():
             try:
                 self._wait()

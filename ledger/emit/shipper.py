@@ -9,7 +9,7 @@ from typing import Protocol
 from ledger.emit._complaints import Complaints
 from ledger.emit.client import Client
 from ledger.emit.deliveries import Deliveries
-from ledger.emit.sender import Delivery, Sender, backoff_s
+from ledger.emit.sender import Delivery, Pass, Sender, backoff_s
 from ledger.emit.session import Session
 from ledger.emit.spool import Spool
 
@@ -95,7 +95,11 @@ class Shipper:
             self._urgent.clear()
             if self._owner is not None and self._owner.session is not None:
                 self._sender.session = self._owner.session.name
-            result = self._sender.run_pass(self._out_of_time)
+            try:
+                result = self._sender.run_pass(self._out_of_time)
+            except Exception as error:
+                result = Pass(0, 1, f"sending failed: {error!r}")
+                self._complaints.say(f"sending failed: {error!r}", error)
             self.problem, self.blocked = result.reason, result.blocked
             with self._progress:
                 self._progress.notify_all()

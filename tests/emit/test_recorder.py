@@ -389,6 +389,61 @@ def test_close_is_bounded_when_the_ledger_hangs(make_recorder: MakeRecorder, dou
     release.set()
 
 
+def test_a_system_without_threads_loses_nothing(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith("tallystick"):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    recorder = make_recorder(double)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(5):
+            recorder.record(**report())
+        assert recorder.status().queued == 5
+    recorder.record(**report())  # now there are some
+    assert recorder.flush()
+    other = make_recorder(double)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        other.record(**report())
+        assert other.close()
+    assert len(double.records) == 7
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_bug_in_sending_does_not_end_it(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    recorder = make_recorder(double)
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger.emit.sender.judge", lambda *args, **kwargs: 1 // 0)
+        recorder.record(**report())
+        assert eventually(lambda: "ZeroDivisionError" in str(recorder.status().problem))
+    assert recorder.flush()
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_bug_in_sealing_does_not_end_it(make_recorder: MakeRecorder, spool_dir: Path, monkeypatch) -> None:
+    recorder = make_recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger.emit.sealer.batch_payload", lambda *args: 1 // 0)
+        recorder.record(**report())
+        assert eventually(lambda: "ZeroDivisionError" in str(recorder.status().problem))
+    assert recorder.close()
+    assert [each.count for each in batches(spool_dir)] == [1]
+
+
+def test_risky_settings_are_warned_of(make_recorder: MakeRecorder, caplog) -> None:
+    make_recorder(url="http://ledger.example", api_key="k")
+    assert "without encryption" in caplog.text
+    assert "no log_key" in caplog.text
+
+
 SCRIPT = """
     import sys, time
     from ledger.core.records import Usage

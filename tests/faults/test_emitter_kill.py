@@ -10,7 +10,6 @@ import os
 import random
 import select
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,9 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import urllib3
 
-from cli.init import init_folder
 from ledger import zstd
 from ledger.core.chain import ChainHead, next_head
 from ledger.core.records import decode_record_lines
@@ -33,6 +30,7 @@ from ledger.emit import Recorder
 from ledger.emit.spool import Spool
 from tests.build import make_deployment
 from tests.emit.conftest import report
+from tests.emit.real_service import RealService, running_service
 
 ROUNDS = int(os.environ.get("TALLYSTICK_FAULT_ROUNDS", "10"))
 SEED = int(os.environ.get("TALLYSTICK_FAULT_SEED", str(time.time_ns())))
@@ -105,44 +103,24 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A real service over an empty log; its URL in ``url``."""
-    folder = tmp_path_factory.mktemp("ledger") / "data"
-    init_folder(folder, "log.example.com/kill")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "url").write_text(f"http://127.0.0.1:{port}")
-    log = (folder / "service.log").open("ab")
-    command = [sys.executable, "-m", "cli", "serve", str(folder), "--port", str(port)]
-    service = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            assert service.poll() is None, (folder / "service.log").read_text()[-3000:]
-            try:
-                if urllib3.request("GET", f"http://127.0.0.1:{port}/healthz", retries=False).status == 200:
-                    break
-            except urllib3.exceptions.HTTPError:
-                time.sleep(0.05)
-        yield folder
-    finally:
-        service.terminate()
-        service.wait(30)
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
+    with running_service(tmp_path_factory.mktemp("ledger") / "data") as running:
+        yield running
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(120 + 20 * ROUNDS)
 def test_kill_nine_of_recording_processes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: RealService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     print(f"seed {SEED}, {ROUNDS} rounds")
     chance = random.Random(SEED)
     spool = tmp_path / "spool"
-    monkeypatch.setenv("TALLYSTICK_URL", (folder / "url").read_text())
-    monkeypatch.setenv("TALLYSTICK_API_KEY", (folder / "admin.key").read_text().strip())
-    monkeypatch.setenv("TALLYSTICK_LOG_KEY", str(folder / "log.vkey"))
+    monkeypatch.setenv("TALLYSTICK_URL", service.url)
+    monkeypatch.setenv("TALLYSTICK_API_KEY", service.admin_key)
+    monkeypatch.setenv("TALLYSTICK_LOG_KEY", str(service.folder / "log.vkey"))
     with Recorder(spool=spool, issuer=ISSUER, deployment=make_deployment()) as recorder:
-        register(folder, recorder)
+        service.register(recorder)
 
     killed = []
     for _ in range(ROUNDS):
@@ -160,22 +138,12 @@ def test_kill_nine_of_recording_processes(
         assert last.close(120), last.status()
     assert not Spool(spool).waiting()
     assert not Spool(spool).torn()
-    check(folder, killed, last_id)
+    check(service.folder, killed, last_id)
 
 
 def start(spool: Path, chance: random.Random) -> Killed:
     command = [sys.executable, "-c", CHILD, str(chance.getrandbits(60)), str(spool), ISSUER]
     return Killed(subprocess.Popen(command, stdout=subprocess.PIPE))
-
-
-def register(folder: Path, recorder: Recorder) -> None:
-    answer = urllib3.request(
-        "POST",
-        (folder / "url").read_text() + "/issuers",
-        headers={"Authorization": f"Bearer {(folder / 'admin.key').read_text().strip()}"},
-        json={"issuer": recorder.issuer, "public_key_pem": recorder.public_key.to_pem().decode()},
-    )
-    assert answer.status in (200, 201), answer.data
 
 
 def check(folder: Path, killed: list[Killed], last_id: str) -> None:
