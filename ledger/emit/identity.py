@@ -19,9 +19,19 @@ from ledger.core.commitments import tenant_key
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.emit._disk import append_file, locked_file, replace_file
+from ledger.emit.spool import Spool
 from ledger.keyfiles import load_private_key, read_private, save_private_key, write_private
 
-__all__ = ["NO_TENANT", "Tenants", "default_issuer", "default_spool", "load_issuer_key", "load_secret"]
+__all__ = [
+    "NO_TENANT",
+    "Tenants",
+    "choose_key",
+    "default_issuer",
+    "default_spool",
+    "load_issuer_key",
+    "load_secret",
+    "open_spool",
+]
 
 NO_TENANT = ""
 """Stands for records without a tenant; their secret is kept beside the others."""
@@ -44,6 +54,25 @@ def default_issuer() -> str:
     """
     host = re.sub(r"[^A-Za-z0-9._~-]", "-", socket.gethostname())[:64].lstrip("._~-") or "host"
     return f"{host}/{os.urandom(6).hex()}"
+
+
+def open_spool(directory: Path, issuer: str | None, limit_bytes: int) -> Spool:
+    """Open the spool in ``directory``; a new one without a given issuer gets a name of its own."""
+    if issuer is None and not (directory / "head").exists():
+        try:
+            return Spool(directory, default_issuer(), limit_bytes=limit_bytes)
+        except RefusedError:  # another process just made the spool, under its own name
+            pass
+    return Spool(directory, issuer, limit_bytes=limit_bytes)
+
+
+def choose_key(given: PrivateKey | str | Path | None, directory: Path) -> PrivateKey:
+    """The signing key that was given, or the one of the spool, made at first use. Call under a lock."""
+    if isinstance(given, PrivateKey):
+        return given
+    if given:
+        return load_private_key(Path(given))
+    return load_issuer_key(directory / "issuer.pem", create=True)
 
 
 def load_issuer_key(path: Path, *, create: bool) -> PrivateKey:
@@ -138,6 +167,12 @@ class Tenants:
             self._refresh()
             return True
 
+    def close(self) -> None:
+        """Close the file. The next use opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
     def names(self) -> list[str]:
         """The tenants that have a secret."""
         self._refresh()
@@ -158,8 +193,7 @@ class Tenants:
     def _refresh(self) -> None:
         """Read what was added since; read all of it again if the file was replaced."""
         if self._file is not None and not self._is_current(self._file):
-            os.close(self._file)
-            self._file = None
+            self.close()
         if self._file is None:
             self._secrets, self._keys, self._read = {}, {}, 0
             try:

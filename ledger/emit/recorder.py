@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,28 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ledger.core.errors import InvalidError, RefusedError, TallystickError
+from ledger.core.errors import InvalidError, TallystickError
 from ledger.core.keys import PrivateKey, PublicKey
-from ledger.core.receipts import decode_receipt, verify_receipt
 from ledger.core.records import Deployment, Energy, FactorSet, Quality, Usage
 from ledger.core.statements import MAX_BATCH_RECORDS, SignedStatement
+from ledger.emit import _lifetime as lifetime
 from ledger.emit._disk import locked_file
 from ledger.emit.client import Client
 from ledger.emit.compose import Composer, checked_deployment, checked_factors
 from ledger.emit.deliveries import Deliveries, RecordReceipt
-from ledger.emit.identity import Tenants, default_issuer, default_spool, load_issuer_key, load_secret
+from ledger.emit.identity import Tenants, choose_key, default_spool, load_secret, open_spool
 from ledger.emit.sealer import Inbox, Sealer
-from ledger.emit.sender import LogIdentity, Sender, parse_log_key
+from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
-from ledger.emit.spool import Spool
-from ledger.keyfiles import load_private_key
 
 __all__ = ["Recorder", "Status"]
 
 _logger = logging.getLogger("tallystick.emit")
 
-_EXIT_S = 5.0
-"""How long the interpreter's exit may wait for the ledger. What is not sent by then waits in the spool."""
 _FULL_POLL_S = 0.005
 _SEAL, _SEND = "tallystick-seal", "tallystick-send"
 
@@ -133,7 +128,7 @@ class Recorder:
         environment = os.environ
         self._url = url or environment.get("TALLYSTICK_URL") or None
         self._api_key = api_key or environment.get("TALLYSTICK_API_KEY") or None
-        self._log = _read_log_key(log_key or environment.get("TALLYSTICK_LOG_KEY"))
+        self._log = read_log_key(log_key or environment.get("TALLYSTICK_LOG_KEY"))
         if self._url is not None:
             client = Client(self._url, self._api_key)  # refuse unusable ones now, not on a background thread
             if client.plain_text and self._api_key:
@@ -144,11 +139,9 @@ class Recorder:
         self._factors = None if factors is None else checked_factors(factors)
 
         directory = Path(spool or environment.get("TALLYSTICK_SPOOL") or default_spool())
-        self._spool = _open_spool(
-            directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes
-        )
+        self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)
         with locked_file(directory / "identity.lock"):
-            self._key = _load_key(key or environment.get("TALLYSTICK_KEY"), directory)
+            self._key = choose_key(key or environment.get("TALLYSTICK_KEY"), directory)
             self._secret = load_secret(Path(secret or directory / "issuer.secret"))
         self._tenants_path = Path(tenants or directory / "tenants")
 
@@ -162,7 +155,7 @@ class Recorder:
         self._limit = queue_limit  # 0 once closed
         self._begin()
         self._sealer.open_session()
-        _recorders.add(self)
+        lifetime.watch(self)
         if self._spool.waiting():
             self._rouse()  # left by an earlier process
 
@@ -293,7 +286,7 @@ class Recorder:
     def _start(self) -> bool:
         """Start the threads that do not run yet; False if the system gives none."""
         if not self._threads:
-            _close_with_worker()
+            lifetime.close_with_worker()
         runs = {_SEAL: self._sealer.run}
         if self._shipper is not None:
             self._shipper.bind(self._sealer)
@@ -338,7 +331,7 @@ class Recorder:
             first, self._closed, self._limit = not self._closed, True, 0
         if not first:
             return not self._inbox.queue and self._delivered()
-        _recorders.discard(self)
+        lifetime.unwatch(self)
         self._sealer.close(deadline)
         sealed = self._end(_SEAL, self._sealer.run, deadline) and not self._inbox.queue
         if self._shipper is not None:
@@ -425,8 +418,7 @@ class Recorder:
             return None
         try:
             data = (self._spool.receipts / f"{seq:016d}").read_bytes()
-            receipt = decode_receipt(data)
-            verify_receipt(receipt, statement.leaf_hash, self._log.key, subject=statement.subject)
+            receipt = check_receipt(data, self._log, statement.leaf_hash, statement.subject)
         except (OSError, TallystickError):
             return None
         return receipt.leaf_index, data
@@ -437,80 +429,14 @@ class Recorder:
         Returns:
             Whether the tenant had a secret.
         """
-        return Tenants(self._tenants_path, self._secret).forget(tenant)
+        with contextlib.closing(Tenants(self._tenants_path, self._secret)) as tenants:
+            return tenants.forget(tenant)
 
-    def _forget_parent(self) -> None:
-        """In a forked child: leave everything that is the parent's to the parent, and begin afresh."""
+    def forget_parent(self) -> None:
+        """Leave what is the parent's to the parent, and begin afresh. Runs by itself in a forked child."""
         if self._sealer.session is not None:
             self._sealer.session.forget()
         self._spool.forget_parent()
         self._begin()
         if not self._closed:
             self._limit = self._queue_limit
-
-
-def _read_log_key(given: str | Path | None) -> LogIdentity | None:
-    if not given:
-        return None
-    text = str(given)
-    if "+" not in text or isinstance(given, Path):
-        try:
-            text = Path(given).read_text("utf-8")
-        except (OSError, ValueError):
-            raise InvalidError(
-                f"log_key {text[:200]!r} is neither a verifier key nor a file with one",
-                remedy="pass the text of the log's vkey file, <name>+<hex>+<base64>",
-                code="bad-key",
-            ) from None
-    return parse_log_key(text)
-
-
-def _open_spool(directory: Path, issuer: str | None, limit_bytes: int) -> Spool:
-    if issuer is None and not (directory / "head").exists():
-        try:
-            return Spool(directory, default_issuer(), limit_bytes=limit_bytes)
-        except RefusedError:  # another process just made the spool, under its own name
-            pass
-    return Spool(directory, issuer, limit_bytes=limit_bytes)
-
-
-def _load_key(given: PrivateKey | str | Path | None, directory: Path) -> PrivateKey:
-    if isinstance(given, PrivateKey):
-        return given
-    if given:
-        return load_private_key(Path(given))
-    return load_issuer_key(directory / "issuer.pem", create=True)
-
-
-# --- the end of processes, and forks ---------------------------------------------------------------------
-
-_recorders: set[Recorder] = set()
-"""Those not closed yet; kept alive, since what they hold must be sealed at the end."""
-_worker_hooked_in = 0  # the process id in which the hook was set
-
-
-def _close_all() -> None:
-    deadline = time.monotonic() + _EXIT_S
-    for recorder in list(_recorders):
-        recorder.close(max(0.0, deadline - time.monotonic()))
-
-
-def _close_with_worker() -> None:
-    """Children of multiprocessing end without the interpreter's exit hooks, but run their own."""
-    global _worker_hooked_in  # noqa: PLW0603 - one hook for each process
-    if "multiprocessing.util" in sys.modules and _worker_hooked_in != os.getpid():
-        _worker_hooked_in = os.getpid()
-        import multiprocessing.process
-        import multiprocessing.util
-
-        if multiprocessing.process.parent_process() is not None:
-            multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
-
-
-def _forget_parents() -> None:
-    for recorder in list(_recorders):
-        recorder._forget_parent()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_parents)

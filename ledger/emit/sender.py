@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
 from ledger.core.keys import PublicKey, public_from_ed25519
@@ -20,7 +21,16 @@ from ledger.core.statements import Batch
 from ledger.emit.client import Accepted, Client, Refused, Reply, Retry, judge
 from ledger.emit.spool import Spool, Spooled
 
-__all__ = ["Delivery", "LogIdentity", "Pass", "Sender", "backoff_s", "parse_log_key"]
+__all__ = [
+    "Delivery",
+    "LogIdentity",
+    "Pass",
+    "Sender",
+    "backoff_s",
+    "check_receipt",
+    "parse_log_key",
+    "read_log_key",
+]
 
 _log = logging.getLogger("tallystick.emit")
 
@@ -76,6 +86,42 @@ def parse_log_key(vkey: str) -> LogIdentity:
             "is the key of a witness, not of a log", where=f"verifier key {key.name}", code="bad-key"
         )
     return LogIdentity(key.name, public_from_ed25519(key.public_key, where=f"verifier key {key.name}"))
+
+
+def read_log_key(given: str | Path | None) -> LogIdentity | None:
+    """The log's identity from a verifier key text, or from a file with one; None if nothing is given.
+
+    Raises:
+        InvalidError: it is neither.
+    """
+    if not given:
+        return None
+    text = str(given)
+    if "+" not in text or isinstance(given, Path):
+        try:
+            text = Path(given).read_text("utf-8")
+        except (OSError, ValueError):
+            raise InvalidError(
+                f"log_key {text[:200]!r} is neither a verifier key nor a file with one",
+                remedy="pass the text of the log's vkey file, <name>+<hex>+<base64>",
+                code="bad-key",
+            ) from None
+    return parse_log_key(text)
+
+
+def check_receipt(data: bytes, log: LogIdentity, leaf: bytes, subject: str | None) -> Receipt:
+    """The receipt in ``data``, once it is shown that ``log`` gave it for the statement ``leaf``.
+
+    Raises:
+        InvalidError: malformed, by another log, or about something else. CorruptError: it does not verify.
+    """
+    receipt = decode_receipt(data)
+    if receipt.origin != log.origin:
+        raise InvalidError(
+            f"comes from log {receipt.origin!r}, not from {log.origin!r}", where="receipt", code="other-log"
+        )
+    verify_receipt(receipt, leaf, log.key, subject=subject)
+    return receipt
 
 
 def backoff_s(failures: int, jitter: Callable[[], float] = random.random) -> float:
@@ -165,7 +211,7 @@ class Sender:
             self._spool.keep(seq)
             return Delivery(spooled, None, None)
         try:
-            receipt = self._verified(verdict.receipt, statement.leaf_hash, statement.subject)
+            receipt = check_receipt(verdict.receipt, self._log, statement.leaf_hash, statement.subject)
         except TallystickError as error:
             # Never proof of delivery. A broken proxy is as likely as a lying ledger, so it is tried again;
             # a receipt by another log needs somebody to set the right URL or key.
@@ -174,18 +220,6 @@ class Sender:
         self._hand_over(spooled, verdict.receipt)
         self._spool.remove(seq, kept=kept)
         return Delivery(spooled, receipt.leaf_index, verdict.receipt)
-
-    def _verified(self, data: bytes, leaf: bytes, subject: str | None) -> Receipt:
-        assert self._log is not None  # noqa: S101 - for the type checker: callers looked
-        receipt = decode_receipt(data)
-        if receipt.origin != self._log.origin:
-            raise InvalidError(
-                f"comes from log {receipt.origin!r}, not from {self._log.origin!r}",
-                where="receipt",
-                code="other-log",
-            )
-        verify_receipt(receipt, leaf, self._log.key, subject=subject)
-        return receipt
 
     def _recover_receipt(self, seq: int, error: Exception, *, kept: bool) -> Delivery | Retry | Refused:
         """A damaged file can only be let go of if the ledger has its statement already.
@@ -203,7 +237,7 @@ class Sender:
             verdict = judge(reply, now_s=time.time())
             return verdict if isinstance(verdict, Retry) else lost
         try:
-            self._verified(reply.body, bytes.fromhex(leaf), None)
+            check_receipt(reply.body, self._log, bytes.fromhex(leaf), None)
         except TallystickError:
             return lost
         _log.warning("statement %d was damaged in the spool, but the ledger has it", seq)
