@@ -194,4 +194,69 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "A checkpoint that was passed to the audit is not by this log's key.",
         "Pass only checkpoints that this log's key signed.",
     ),
+    (
+        "unreachable", 503, "Service not reachable",
+        "The service at the URL does not answer.",
+        "Check the address and that the service runs.",
+    ),
+    (
+        "not-given", 503, "Service did not give it",
+        "An audited service refused or failed to give a part of its log.",
+        "Pass an API key of scope read, and ask the operator.",
+    ),
+    (
+        "insecure", 409, "API key would travel in the clear",
+        "The URL is plain HTTP and not of this machine.",
+        "Use https, or reach the service on this machine.",
+    ),
+    (
+        "no-ledger", 400, "Not a ledger's folder",
+        "The folder is not one that `tallystick init` made.",
+        "Name that folder, or the URL of a service.",
+    ),
+    (
+        "missing-package", 503, "Package missing",
+        "A command needs an optional package that is not installed.",
+        "Install the extra that the message names.",
+    ),
+    (
+        "io", 503, "File or network failed",
+        "The operating system could not read or write.",
+        "See the message: permissions, space, connection.",
+    ),
+    (
+        "database", 503, "Database failed",
+        "The database could not be read or written.",
+        "See the message: permissions, space, connection.",
+    ),
+    (
+        "binary", 400, "Binary output on a terminal",
+        "The output is binary and would garble a terminal.",
+        "Write it to a file, or pipe it on.",
+    ),
+    (
+        "not-logged", 503, "Not logged in time",
+        "A record did not reach the log within the time that the command waits.",
+        "Read the logs of the emitting process and of the service.",
+    ),
+    (
+        "child-ended", 503, "Child process ended",
+        "A process that the command started ended before its work was done.",
+        "See its output.",
+    ),
+    (
+        "child-slow", 503, "Child process too slow",
+        "A process that the command started did not answer in time.",
+        "Try again on a machine with less to do.",
+    ),
+    (
+        "bad-manifest", 500, "Manifest does not verify",
+        "The manifest of an audited export is not signed by the log's key, or is of another log.",
+        "Fetch the export again, and ask who made it.",
+    ),
+    (
+        "bad-inclusion-proof", 500, "Inclusion proof does not verify",
+        "A proof in an audited export does not lead to the log's root.",
+        "Keep the evidence, and ask who made the export.",
+    ),
 )  # fmt: skip
