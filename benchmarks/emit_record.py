@@ -6,7 +6,8 @@ millisecond, as a busy server does. ``ratio`` compares medians of bursts with th
 attributes, end), as the thread that serves pays for it; ``ratio_end`` with ``span.end()`` alone.
 
 ``wait_us`` is how much later than asked a sleeping thread runs while the background thread composes without
-pause, ``wait_idle_us`` the same while it sleeps: the difference is what serving threads wait for the interpreter.
+pause, ``wait_idle_us`` the same while it sleeps: the difference is what serving threads wait for the
+interpreter.
 """
 
 from __future__ import annotations
