@@ -16,9 +16,9 @@ from ledger.core.records import decode_deployment
 from ledger.core.statements import Batch, DeploymentStatement, IssuerKey
 from ledger.store import queries
 from ledger.store._sql import insert_rows, integrity_error, run
-from ledger.store._tip import Tip, table
+from ledger.store._tip import Tip
 from ledger.store.prepare import Prepared
-from ledger.store.tables import PLACES_PER_LEAF, Document, Issuer, IssuerKeyRow, RecordIndex
+from ledger.store.tables import PLACES_PER_LEAF, Document, Issuer, IssuerKeyRow, RecordIndex, table
 
 __all__ = ["Accepted", "accept", "chain_head"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -11,16 +10,11 @@ from ledger.core.chain import ChainHead
 from ledger.core.merkle import CompactRange
 from ledger.core.tiles import TileReader, tile_widths
 from ledger.store import queries
-from ledger.store.tables import LogHead
+from ledger.store.tables import LogHead, table
 
-__all__ = ["Known", "Tip", "load_tip", "table"]
+__all__ = ["Known", "Tip", "load_tip"]
 
 _MAX_KNOWN = 50_000
-
-
-def table(model: Any) -> Any:
-    """The SQLAlchemy table of a model."""
-    return model.__table__
 
 
 @dataclass

@@ -16,10 +16,10 @@ from ledger.core.errors import TallystickError
 from ledger.core.statements import Payload, sign_statement
 from ledger.store import queries
 from ledger.store._accept import Accepted, accept, chain_head
-from ledger.store._tip import Tip, table
+from ledger.store._tip import Tip
 from ledger.store._write import Log, Registration, write_group
 from ledger.store.prepare import Prepared, prepare_own
-from ledger.store.tables import StatementRow
+from ledger.store.tables import StatementRow, table
 
 __all__ = ["Item", "Outcome", "OwnStatement", "append_group"]
 

@@ -31,12 +31,12 @@ from ledger.core.note import ED25519, VerifierKey
 from ledger.core.statements import IssuerKey, check_issuer_id
 from ledger.core.tiles import TileReader
 from ledger.store import queries
-from ledger.store._tip import Tip, load_tip, table
+from ledger.store._tip import Tip, load_tip
 from ledger.store._transaction import Item, Outcome, OwnStatement, append_group
 from ledger.store._write import Log, Registration
 from ledger.store.engine import Store
 from ledger.store.prepare import Prepared
-from ledger.store.tables import LogHead
+from ledger.store.tables import LogHead, table
 
 __all__ = ["Commit", "Registration", "Sequencer", "create_log", "log_verifier_key"]
 

@@ -33,6 +33,7 @@ __all__ = [
     "Rollup",
     "StatementRow",
     "Tile",
+    "table",
 ]
 
 PLACES_PER_LEAF = 4096
@@ -230,3 +231,8 @@ class ApiKey(SQLModel, table=True):
     created_s: int = _big(nullable=False)
     revoked_s: int | None = _big(nullable=True)
     check_sha256: bytes = _blob(nullable=False)
+
+
+def table(model: Any) -> Any:
+    """The SQLAlchemy table of a model."""
+    return model.__table__
