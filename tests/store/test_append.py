@@ -361,3 +361,16 @@ def test_wrong_summary_is_refused(world: World) -> None:
         with pytest.raises(InvalidError) as caught:
             world.prepare(world.issuer.batch(records, advance=False, **{name: value}))
         assert caught.value.code == "wrong-summary", name
+
+
+def test_a_cancelled_caller_harms_nobody(world: World) -> None:
+    gate = threading.Event()
+    world.sequencer._observe = lambda _: gate.wait(10)
+    world.sequencer.add_key("spare.example.com", generate_key().public)
+    before = (world.issuer.seq, world.issuer.prev)
+    cancelled = world.sequencer.submit(world.prepare(world.issuer.heartbeat()))
+    while not cancelled.cancel():
+        time.sleep(0.001)
+    gate.set()
+    world.issuer.seq, world.issuer.prev = before  # the cancelled one was never logged
+    assert world.log(world.issuer.heartbeat(dropped=1)).fresh

@@ -125,7 +125,10 @@ def record_by_id(connection: Connection, record_id: str) -> Found:
     leaf_index, position = place_of(connection, record_id)
     rows = table(StatementRow)
     issuer = connection.execute(select(rows.c.issuer).where(rows.c.leaf_index == leaf_index)).scalar_one()
-    line = record_lines(connection, leaf_index)[position]
+    lines = record_lines(connection, leaf_index)
+    if not lines:
+        raise InvalidError("this record's bytes were erased", where=f"record {record_id}", code="erased")
+    line = lines[position]
     return Found(leaf_index, position, issuer, line, decode_record(line, where=f"leaf {leaf_index}"))
 
 
