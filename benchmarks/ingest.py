@@ -21,123 +21,38 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workload import BATCH, Issuer, make_records
 from cli.init import init_folder
-from ledger.core import statements as st
 from ledger.core.cose import encode_cbor
 from ledger.core.keys import PrivateKey, generate_key
-from ledger.core.merkle import root
-from ledger.core.records import (
-    Commitment,
-    Deployment,
-    Energy,
-    FactorSet,
-    FactorSource,
-    Record,
-    Usage,
-    document_digest,
-    encode_record_lines,
-    record_hash,
-)
+from ledger.core.records import Record
 from ledger.keyfiles import load_private_key
 from ledger.store import Sequencer, open_store
 
-BATCH = 256
 ISSUERS = 16
 RECORDS = 200_000
-DEPLOYMENT = Deployment(model="Bench-8B-Instruct", engine="vllm", version="1", quantization="awq")
-FACTORS = FactorSet(
-    name="bench",
-    version="1",
-    pue_milli=1200,
-    intensity_ug_per_kwh=350_000_000,
-    sources=(FactorSource(factor="intensity_ug_per_kwh", source="made up for a benchmark"),),
-)
 
 
-def make_records(count: int, start_us: int, chance: random.Random) -> list[Record]:
-    """Records as serving traffic makes them: every field that an engine fills, 40 tenants, random hashes."""
-    deployment, factors = document_digest(DEPLOYMENT), document_digest(FACTORS)
-
-    def digest() -> str:
-        return f"{chance.getrandbits(256):064x}"
-
-    records = []
-    for n in range(count):
-        at = start_us + n * 200
-        identity = (
-            f"{at // 1000:012x}7{chance.getrandbits(12):03x}{0x8000 << 48 | chance.getrandbits(62):016x}"
-        )
-        energy = chance.randrange(10_000_000, 90_000_000)
-        records.append(
-            Record(
-                id="-".join((identity[:8], identity[8:12], identity[12:16], identity[16:20], identity[20:])),
-                deployment=deployment,
-                factors=factors,
-                tenant=f"tenant-{chance.randrange(40)}",
-                request=digest(),
-                started_us=at,
-                first_token_us=at + 80_000,
-                ended_us=at + 900_000,
-                finish_reason="stop",
-                usage=Usage(
-                    input_tokens=chance.randrange(4000),
-                    output_tokens=chance.randrange(1000),
-                    cached_input_tokens=0,
-                ),
-                input=Commitment(digest=digest(), of="tokens"),
-                output=Commitment(digest=digest(), of="tokens"),
-                energy=Energy(
-                    energy_uj=energy, method="measured", source="nvml", low_uj=energy // 2, high_uj=energy * 2
-                ),
-                carbon_ng=energy * 12 // 100,
-            )
-        )
-    return records
-
-
-class Chain:
-    """An issuer's statements, ready to be sent."""
+class Chain(Issuer):
+    """An issuer with its statements ready to be sent."""
 
     def __init__(self, name: str, key: PrivateKey) -> None:
-        self.name, self.key, self.seq, self.prev = name, key, 0, None
+        super().__init__(name, key)
         self.bodies: list[tuple[str, str, bytes]] = []
         self.rows: list[tuple[str, int, str, bytes]] = []
 
-    def _sign(self, kind: type, **fields: Any) -> st.SignedStatement:
-        if self.prev is not None:
-            fields["prev"] = self.prev
-        payload = kind(seq=self.seq, issued_us=time.time_ns() // 1000, **fields)
-        statement = st.sign_statement(payload, issuer=self.name, key=self.key)
-        self.seq, self.prev = self.seq + 1, statement.leaf_hash.hex()
-        return statement
-
     def publish(self) -> None:
-        """Add the documents that the batches refer to."""
-        for statement in (
-            self._sign(st.DeploymentStatement, deployment=DEPLOYMENT),
-            self._sign(st.FactorsStatement, factors=FACTORS),
-        ):
-            self.bodies.append(("/entries", "application/cose", statement.entry))
+        """Add the documents."""
+        self.bodies += [("/entries", "application/cose", each.entry) for each in self.documents()]
 
     def add(self, records: list[Record]) -> None:
         """Add a batch."""
-        block = encode_record_lines(records)
-        lines = block[:-1].split(b"\n")
-        statement = self._sign(
-            st.Batch,
-            count=len(records),
-            root=root([record_hash(line) for line in lines]).hex(),
-            first_us=min(r.started_us for r in records),
-            last_us=max(r.ended_us for r in records),
-            deployments=(document_digest(DEPLOYMENT),),
-            factors=(document_digest(FACTORS),),
-            totals=st.sum_records(records),
-            dropped=0,
-        )
-        body = encode_cbor([statement.entry, block])
+        statement, lines = self.seal(records)
+        body = encode_cbor([statement.entry, lines])
         self.bodies.append(("/batches", "application/vnd.tallystick.batch+cbor", body))
         self.rows += [
-            (r.id, r.started_us, str(r.tenant), line) for r, line in zip(records, lines, strict=True)
+            (r.id, r.started_us, str(r.tenant), line)
+            for r, line in zip(records, lines[:-1].split(b"\n"), strict=True)
         ]
 
 
