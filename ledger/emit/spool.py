@@ -92,6 +92,8 @@ def decode_spooled(data: bytes, *, where: str) -> Spooled:
     if magic != _MAGIC or hashlib.sha256(rest).digest() != digest:
         raise bad
     session, settled, length = _FIXED.unpack_from(rest)
+    if length > len(rest) - _FIXED.size:
+        raise bad
     entry = bytes(rest[_FIXED.size : _FIXED.size + length])
     try:
         statement = decode_statement(entry, where=where)
