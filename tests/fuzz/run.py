@@ -12,6 +12,7 @@ import argparse
 import gc
 import hashlib
 import importlib
+import mmap
 import multiprocessing
 import os
 import random
@@ -23,9 +24,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
-from tests.fuzz.mutate import mutate
+from tests.fuzz.mutate import MAX_INPUT_BYTES, mutate
 
 __all__ = ["CORPUS", "Result", "load_targets", "main", "run_target"]
 
@@ -34,7 +38,7 @@ Target = Callable[[bytes], "str | None"]
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 CRASHES = HERE / "crashes"
-MODULES = ("targets_core", "targets_log", "targets_service")
+MODULES = ("targets_core", "targets_emit", "targets_log", "targets_service")
 
 CPU_LIMIT_S = 1.0
 """No parser may take longer, whatever 128 KiB it is fed."""
@@ -83,9 +87,24 @@ def load_targets() -> tuple[dict[str, Target], dict[str, list[bytes]]]:
 
 
 def run_target(
-    target: Target, seeds: Sequence[bytes], *, inputs: int, seconds: float, randomness: random.Random
+    target: Target,
+    seeds: Sequence[bytes],
+    *,
+    inputs: int,
+    seconds: float,
+    randomness: random.Random,
+    remember: Callable[[bytes], object] = bytes,
 ) -> Result:
-    """Feed ``target`` its seeds, then broken copies of them, until ``inputs`` or ``seconds`` are used up."""
+    """Feed ``target`` its seeds, then broken copies of them, until ``inputs`` or ``seconds`` are used up.
+
+    Args:
+        target: what is tested.
+        seeds: inputs to start from.
+        inputs: how many at most.
+        seconds: how long at most.
+        randomness: decides what is broken.
+        remember: is called with each input before the target is.
+    """
     result = Result()
     pool = list(seeds)
     queue = list(seeds)
@@ -96,6 +115,7 @@ def run_target(
             if time.monotonic() > deadline:
                 break
             data = queue.pop() if queue else mutate(randomness, pool)
+            remember(data)
             outcome = _run_one(target, data, result)
             result.inputs += 1
             result.outcomes[outcome] += 1
@@ -136,25 +156,74 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-_Task = tuple[str, int, float, str]
+class _LastInput:
+    """The input at hand, in memory shared with the parent, which can so tell what killed a worker."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, MAX_INPUT_BYTES + 4)
+
+    def store(self, data: bytes) -> None:
+        """Remember ``data``."""
+        self._memory[: 4 + len(data)] = len(data).to_bytes(4, "big") + data
+
+    def load(self) -> bytes:
+        """What was stored last."""
+        return self._memory[4 : 4 + int.from_bytes(self._memory[:4], "big")]
 
 
-def _work(task: _Task) -> tuple[str, Result]:
-    name, inputs, seconds, seed = task
-    targets, seeds = _LOADED or load_targets()
-    result = run_target(
-        targets[name], seeds[name], inputs=inputs, seconds=seconds, randomness=random.Random(seed)
-    )
-    gc.collect()
-    return name, result
+@dataclass(frozen=True)
+class _Plan:
+    """What each worker does: all targets in turn, each with its share of inputs and time."""
+
+    targets: dict[str, Target]
+    seeds: dict[str, list[bytes]]
+    inputs: int
+    seconds: float
+    seed: str
 
 
-_LOADED: tuple[dict[str, Target], dict[str, list[bytes]]] | None = None
+def _work(plan: _Plan, names: Sequence[str], worker: int, last: _LastInput, out: Connection) -> None:
+    _limit_memory()
+    for name in names:
+        result = run_target(
+            plan.targets[name],
+            plan.seeds[name],
+            inputs=plan.inputs,
+            seconds=plan.seconds,
+            randomness=random.Random(f"{plan.seed}/{name}/{worker}"),
+            remember=last.store,
+        )
+        out.send((name, result))
+        gc.collect()
+    out.close()
+
+
+def _oversee(plan: _Plan, names: Sequence[str], worker: int, results: Queue[tuple[str, Result]]) -> None:
+    """Run one worker over ``names``; start another for what is left when a parser kills it."""
+    context = multiprocessing.get_context("fork")  # the workers share the seeds, signatures included
+    left = list(names)
+    while left:
+        last = _LastInput()
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(plan, left, worker, last, writer))
+        process.start()
+        writer.close()
+        while left:
+            try:
+                results.put(reader.recv())
+            except EOFError:
+                break
+            del left[0]
+        process.join()
+        if left:
+            death = f"worker died with {process.exitcode}"
+            failed = Result(inputs=1, outcomes=Counter({f"FAILURE {death}": 1}))
+            failed.failures[death] = (last.load(), death + "\n")
+            results.put((left.pop(0), failed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the fuzzer; the exit code tells whether anything failed."""
-    global _LOADED
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="for all targets together (default: 60)")
     parser.add_argument("--inputs", type=int, default=0, help="for all targets together (default: no limit)")
@@ -162,23 +231,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", action="append", help="only this one; repeatable")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args(arguments)
-    _LOADED = load_targets()
-    names = sorted(options.target or _LOADED[0])
-    if unknown := set(names) - set(_LOADED[0]):
-        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(sorted(_LOADED[0]))}")
+    targets, seeds = load_targets()
+    names = sorted(options.target or targets)
+    if unknown := set(names) - set(targets):
+        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(sorted(targets))}")
     workers = max(1, options.workers)
-    shares = len(names) * workers
-    inputs = -(-options.inputs // shares) if options.inputs else sys.maxsize
-    seconds = options.seconds * workers / shares
-    tasks: list[_Task] = [
-        (name, inputs, seconds, f"{options.seed}/{name}/{n}") for name in names for n in range(workers)
-    ]
-    results: dict[str, Result] = {name: Result() for name in names}
+    inputs = -(-options.inputs // (len(names) * workers)) if options.inputs else sys.maxsize
+    plan = _Plan(targets, seeds, inputs, options.seconds / len(names), options.seed)
+    found: Queue[tuple[str, Result]] = Queue()
+    overseers = [Thread(target=_oversee, args=(plan, names, n, found)) for n in range(workers)]
     begun = time.monotonic()
-    context = multiprocessing.get_context("fork")  # the workers share the seeds, signatures included
-    with context.Pool(workers, initializer=_limit_memory) as pool:
-        for name, result in pool.imap_unordered(_work, tasks, chunksize=1):
-            results[name].add(result)
+    for each in overseers:
+        each.start()
+    for each in overseers:
+        each.join()
+    results = {name: Result() for name in names}
+    while not found.empty():
+        name, result = found.get()
+        results[name].add(result)
     return _report(results, time.monotonic() - begun)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -99,6 +101,22 @@ def test_the_same_seed_gives_the_same_inputs_within_the_limit():
 def test_the_command_reports_and_exits_well(capsys):
     assert run.main(["--seconds", "5", "--inputs", "400", "--target", "cbor", "--target", "vkey"]) == 0
     assert "400 inputs" in capsys.readouterr().out
+
+
+def test_a_parser_that_kills_the_process_is_found(tmp_path, monkeypatch, capsys):
+    def parse(data):
+        if data == b"boom":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(run, "CRASHES", tmp_path / "crashes")
+    monkeypatch.setattr(
+        run, "load_targets", lambda: ({"a": parse, "b": parse}, {"a": [b"boom", b"x"], "b": [b"y"]})
+    )
+    assert run.main(["--inputs", "20", "--workers", "1"]) == 1
+    output = capsys.readouterr().out
+    assert "worker died with -9" in output
+    assert "10 inputs" in output  # the other target still had its turn
+    assert [path.read_bytes() for path in (tmp_path / "crashes").iterdir()] == [b"boom"]
 
 
 def test_the_command_writes_what_failed(tmp_path, monkeypatch, capsys):
