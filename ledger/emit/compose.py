@@ -7,7 +7,7 @@ cannot spoil the batch of the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,7 +100,7 @@ class Composer:
         self._keys: dict[str, bytes] = {}
         self._digests: dict[Deployment, str] = {}
 
-    def prepare(self, reports: Sequence[tuple[Any, ...]]) -> None:
+    def prepare(self, reports: Iterable[tuple[Any, ...]]) -> None:
         """Fetch the keys of the tenants in ``reports`` (tuples as ``Report``); ``compose`` needs them.
 
         Raises:

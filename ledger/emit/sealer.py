@@ -40,6 +40,8 @@ _log = logging.getLogger("tallystick.emit")
 
 _GROUP = 4
 """Records composed between two breaths: about 100 microseconds."""
+_TAKEN = 256
+"""Reports taken out of the queue between two breaths."""
 _TICK_S = 0.1
 _UPKEEP_S = 30.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
@@ -124,7 +126,7 @@ class Sealer:
         self._heartbeat_s = heartbeat_s
         self._session: Session | None = None
         self._settled = inbox.ids.marks[SETTLED]
-        self._reports: list[tuple[Any, ...]] = []
+        self._reports: deque[tuple[Any, ...]] = deque()
         self._blocks: deque[Block] = deque()
         self._barriers: list[Barrier] = []
         self._untold = 0  # lost, but not yet noted in the head
@@ -259,33 +261,29 @@ class Sealer:
                 self._inbox.take_barrier()
             else:
                 reports.append(item)
+                if len(reports) % _TAKEN == 0:
+                    _breathe(0)
         self._due = time.monotonic() + self._max_age_s if queue else 0.0
         if not reports:
             return
         self._composer.prepare(reports)
-        block = Block(self._max_records)
-        for at, report in enumerate(reports):
-            if at % _GROUP == 0:
+        while reports:
+            if len(reports) % _GROUP == 0:
                 _breathe(0)
-            block = self._compose(Report._make(report), block)
-        if block:
-            self._blocks.append(block)
-        reports.clear()
+            self._compose(reports.popleft())
 
-    def _compose(self, report: Report, block: Block) -> Block:
-        """Add the report's record to ``block``; return the block to go on with."""
+    def _compose(self, report: tuple[Any, ...]) -> None:
+        """Add the report's record to the last block, or to a new one where that is full."""
         try:
-            composed = self._composer.compose(report, time.time_ns() // 1000)
+            composed = self._composer.compose(Report._make(report), time.time_ns() // 1000)
+            if not self._blocks or not self._blocks[-1].add(composed):
+                block = Block(self._max_records)
+                block.add(composed)
+                self._blocks.append(block)
         except Exception as error:  # whatever the caller passed: it must cost this record only
             self.rejected += 1
             self._untold += 1
             self._rejections.say(str(error))
-            return block
-        if not block.add(composed):
-            self._blocks.append(block)
-            block = Block(self._max_records)
-            block.add(composed)
-        return block
 
     # --- blocks to spool -----------------------------------------------------------------------------
 

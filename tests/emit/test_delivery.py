@@ -59,7 +59,7 @@ def test_a_receipt_proves_the_record_offline(double: LedgerDouble, make_recorder
 
 
 def test_old_receipts_are_forgotten(double: LedgerDouble, make_recorder: MakeRecorder) -> None:
-    recorder = make_recorder(double, keep_receipts=10)
+    recorder = make_recorder(double, keep_receipts=10, max_age_s=60.0)
     ids = []
     for _ in range(5):
         ids += [recorder.record(**report()) for _ in range(4)]
