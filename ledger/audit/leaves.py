@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import UNSET
 
 from ledger.audit.report import Findings
 from ledger.audit.sources import Leaf, StoredColumns
-from ledger.audit.tables import place, same, shown
-from ledger.audit.tree import TreeAudit
+from ledger.audit.tables import same, shown
 from ledger.core import cose, receipts
 from ledger.core.canonical import encode_canonical
 from ledger.core.chain import ChainHead, next_head
@@ -36,6 +35,17 @@ __all__ = ["Document", "LeafAudit"]
 
 _RECEIPT_LABELS = frozenset({cose.ALG, cose.KID, cose.CWT_CLAIMS, cose.VDS, receipts.TREE_SIZE})
 _SUSPECT = "keep this copy as evidence; the ledger never accepts such a statement"
+
+
+class Roots(Protocol):
+    """Knows, or will know, the roots of trees that receipts name."""
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are in the end."""
+
+    def when(self, size: int, verify: Callable[[bytes], None]) -> bool:
+        """Call ``verify`` with the root at ``size`` once it is known; False if it never will be."""
 
 
 @dataclass
@@ -66,20 +76,23 @@ class LeafAudit:
     Args:
         log_key: the log's public key.
         origin: the log's name.
-        tree: the tree that the leaves are added to; tells when a receipt can be checked.
+        roots: tells the root of the tree that a receipt names, once it is known.
         findings: where contradictions go.
         issuer_keys: keys that the auditor has from the issuers themselves.
-        entry_place: names the place of an entry.
+        cell: names the place of a leaf's column.
+        whole: whether every leaf is there, so that a gap in an issuer's chain is a finding.
     """
 
     def __init__(
         self,
         log_key: PublicKey,
         origin: str,
-        tree: TreeAudit,
+        roots: Roots,
         findings: Findings,
         issuer_keys: Mapping[str, Collection[PublicKey]] | None,
-        entry_place: Callable[[int], str],
+        cell: Callable[[int, str], str],
+        *,
+        whole: bool = True,
     ) -> None:
         self.origin = origin
         # The log's own key is known without leaf 0, whatever that says.
@@ -88,14 +101,15 @@ class LeafAudit:
         self.heads = {origin: ChainHead()}
         self.documents: dict[str, Document] = {}
         self._log_key = log_key
-        self._tree = tree
+        self._roots = roots
         self._findings = findings
         self._issuer_keys = issuer_keys or {}
-        self._entry_place = entry_place
+        self._cell = cell
+        self._whole = whole
 
     def read(self, leaf: Leaf) -> SignedStatement | None:
         """Decode a leaf's entry; None, and a finding, if it is no statement."""
-        where = self._entry_place(leaf.index)
+        where = self._cell(leaf.index, "entry")
         try:
             if not isinstance(leaf.entry, bytes):
                 raise InvalidError(
@@ -111,19 +125,20 @@ class LeafAudit:
 
     def check(self, leaf: Leaf, statement: SignedStatement, leaf_hash: bytes) -> None:
         """Check a statement against what came before it, and learn from it."""
-        where = self._entry_place(leaf.index)
+        where = self._cell(leaf.index, "entry")
         payload = statement.payload
         if leaf.index == 0:
             self._check_genesis(statement, where)
         elif isinstance(payload, IssuerKey):
             self._learn_key(payload, statement, leaf.index, where)
         self._check_signature(statement, leaf.index, where)
-        try:
-            head = next_head(self.heads.get(statement.issuer, ChainHead()), statement, where=where)
-        except TallystickError as error:
-            self._findings.add_error(error, where)
-        else:
-            assert head.next_seq == payload.seq + 1  # noqa: S101 - the rule of chains
+        head = self.heads.get(statement.issuer, ChainHead())
+        # Where leaves were left out, only what is there can be held against the rule.
+        if self._whole or payload.seq <= head.next_seq:
+            try:
+                next_head(head, statement, where=where)
+            except TallystickError as error:
+                self._findings.add_error(error, where)
         # On a break go on from this statement, with the hash that the tree has for it.
         self.heads[statement.issuer] = ChainHead(payload.seq + 1, leaf_hash)
         if isinstance(payload, DeploymentStatement | FactorsStatement):
@@ -153,7 +168,7 @@ class LeafAudit:
             if leaf.block is not None:
                 self._findings.add(
                     "row-differs",
-                    place("statement", leaf.index, column="records"),
+                    self._cell(leaf.index, "records"),
                     f"has {shown(leaf.block)}, but a statement of kind {statement.kind} has no records",
                 )
         for column, right in expected.items():
@@ -161,7 +176,7 @@ class LeafAudit:
             if not same(value, right):
                 self._findings.add(
                     "row-differs",
-                    place("statement", leaf.index, column=column),
+                    self._cell(leaf.index, column),
                     f"is {shown(value)}, but the statement says {shown(right)}",
                 )
 
@@ -178,7 +193,7 @@ class LeafAudit:
             self._check_given_receipt(leaf.index, leaf.receipt, statement)
 
     def _check_stored_receipt(self, index: int, columns: StoredColumns, subject: str) -> None:
-        where = place("statement", index, column="receipt_signature")
+        where = self._cell(index, "receipt_signature")
         signature, size, registered_s = columns.receipt_signature, columns.tree_size, columns.registered_s
         if type(size) is not int or type(registered_s) is not int or not isinstance(signature, bytes):
             self._findings.add(
@@ -209,11 +224,11 @@ class LeafAudit:
                     "the receipt that the issuer holds says what is right",
                 )
 
-        if not self._tree.when(size, verify):
+        if not self._roots.when(size, verify):
             self._findings.add(
                 "bad-receipt",
-                place("statement", index, column="tree_size"),
-                f"no tree of {size} leaves has leaf {index} in this log of {self._tree.size}",
+                self._cell(index, "tree_size"),
+                f"no tree of {size} leaves has leaf {index} in this log of {self._roots.size}",
             )
 
     def _check_given_receipt(self, index: int, data: bytes, statement: SignedStatement) -> None:
@@ -237,9 +252,9 @@ class LeafAudit:
             return
         if receipt.origin != self.origin or receipt.leaf_index != index:
             self._findings.add("bad-receipt", where, f"is for leaf {receipt.leaf_index} of {receipt.origin}")
-        elif receipt.tree_size > self._tree.size:
+        elif receipt.tree_size > self._roots.size:
             self._findings.gap(where, "it names a tree newer than the audited checkpoint")
-        elif not self._tree.when(receipt.tree_size, verify):
+        elif not self._roots.when(receipt.tree_size, verify):
             self._findings.add("bad-receipt", where, f"names a tree of {receipt.tree_size} leaves")
 
     # --- keys ---

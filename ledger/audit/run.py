@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from ledger.audit.batches import BatchFacts, check_records, unpack_block
 from ledger.audit.derived import DerivedAudit
+from ledger.audit.export import ExportSource, audit_export
 from ledger.audit.leaves import LeafAudit
 from ledger.audit.report import DEFAULT_LIMIT, AuditReport, Findings
 from ledger.audit.sources import Leaf, Source
@@ -32,7 +33,7 @@ __all__ = ["audit"]
 
 
 def audit(
-    source: Source,
+    source: Source | ExportSource,
     log_vkey: str,
     *,
     known_checkpoints: Sequence[bytes] = (),
@@ -66,6 +67,12 @@ def audit(
     known = [_parse_known(note, log_key) for note in known_checkpoints]
     witnesses = [parse_vkey(text) for text in witness_vkeys]
     findings = Findings(limit)
+    if isinstance(source, ExportSource):
+        with _busy_memory():
+            newest = audit_export(
+                source, log_key, findings, known=known, issuer_keys=issuer_keys, progress=progress
+            )
+        return findings.report(source.name, newest, time.perf_counter() - begun)
     with source, _busy_memory():
         newest = _newest_checkpoint(source, log_key, findings)
         if newest is not None:
@@ -169,7 +176,7 @@ class _Run:
                 )
         public = public_from_ed25519(log_key.public_key, where=log_key.name)
         self._tree = TreeAudit(source, log_key, self._size, findings, known, witnesses)
-        self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._entry_place)
+        self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._cell)
         self._derived = DerivedAudit(source, findings) if source.has_tables else None
         self._records_refused = False
 
@@ -216,7 +223,7 @@ class _Run:
         last = f" to {index - 1}" if index - done > 1 else ""
         self._findings.add(
             "leaf-missing",
-            f"{self._entry_place(done)}{last}",
+            f"{self._cell(done, 'entry')}{last}",
             f"{index - done} of {self._size} leaves are gone",
             "keep this copy as evidence and restore a good one",
         )
@@ -227,6 +234,8 @@ class _Run:
 
     def _check(self, leaf: Leaf) -> None:
         self._findings.counts.statements += 1
+        for what, why in leaf.missing:
+            self._findings.gap(what, why)
         statement = self._leaves.read(leaf)
         if statement is not None:
             self._leaves.check_receipt(leaf, statement)
@@ -249,7 +258,7 @@ class _Run:
             if not isinstance(statement.payload, Batch):
                 return
             batch = statement.payload
-            self._leaves.check_documents(batch, self._entry_place(leaf.index))
+            self._leaves.check_documents(batch, self._cell(leaf.index, "entry"))
         facts = self._check_batch(leaf, batch)
         if self._derived is not None:
             if facts is None:
@@ -265,11 +274,9 @@ class _Run:
         else:
             where = f"records of entry {leaf.index}"
             lines = leaf.lines
-            if lines is None:
-                self._findings.gap("records", "the source did not give them; use a key of scope read")
         if lines is None:
             return None
         return check_records(lines, batch, where, self._findings)
 
-    def _entry_place(self, index: int) -> str:
-        return place("statement", index, column="entry") if self._source.has_tables else f"entry {index}"
+    def _cell(self, index: int, column: str) -> str:
+        return place("statement", index, column=column) if self._source.has_tables else f"entry {index}"

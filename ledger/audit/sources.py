@@ -41,6 +41,7 @@ class Leaf:
         block: its records as one zstd frame, as a database stores them.
         lines: its records as newline-ended lines, as a service gives them.
         receipt: its receipt, as a service gives it.
+        missing: what of these the source could not give, and why.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Leaf:
     block: Any = None
     lines: bytes | None = None
     receipt: bytes | None = None
+    missing: tuple[tuple[str, str], ...] = ()
 
 
 class Source(Protocol):
