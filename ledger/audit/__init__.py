@@ -4,5 +4,6 @@
 
 from ledger.audit.report import AuditReport, Counts, Finding, Gap
 from ledger.audit.run import audit
+from ledger.audit.targets import open_source
 
-__all__ = ["AuditReport", "Counts", "Finding", "Gap", "audit"]
+__all__ = ["AuditReport", "Counts", "Finding", "Gap", "audit", "open_source"]

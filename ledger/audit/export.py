@@ -17,7 +17,7 @@ from msgspec import UNSET
 from ledger.audit.export_files import CHANGED
 from ledger.audit.export_records import RecordRows
 from ledger.audit.export_statements import StatementRows
-from ledger.audit.report import Findings
+from ledger.audit.report import Findings, Signed
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.errors import TallystickError
 from ledger.core.export_layout import (
@@ -59,7 +59,7 @@ def audit_export(
     known: Iterable[Checkpoint] = (),
     issuer_keys: Mapping[str, Collection[PublicKey]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Checkpoint | None:
+) -> Signed | None:
     """Audit an export; return its checkpoint if the log's key signed it."""
     public = public_from_ed25519(log_key.public_key, where=log_key.name)
     manifest = _read_manifest(source.directory, public, findings)
@@ -92,7 +92,7 @@ def audit_export(
             if progress is not None:
                 progress(done, total)
     records.close()
-    return checkpoint
+    return Signed(checkpoint, manifest.checkpoint.encode())
 
 
 def _read_manifest(directory: Path, key: PublicKey, findings: Findings) -> Manifest | None:

@@ -66,6 +66,7 @@ class AuditReport:
         verdict: ``sound``, ``refuted`` or ``unknown``.
         source: what was audited.
         checkpoint: the newest one that the log's key signed, None if there was none.
+        note: the same as the signed note: what an auditor keeps, to hold the log to it next time.
         counts: how much was checked.
         findings: the contradictions, in the order in which they were found, up to the limit.
         more_findings: how many came after the limit.
@@ -77,12 +78,21 @@ class AuditReport:
     verdict: Verdict
     source: str
     checkpoint: Checkpoint | None
+    note: bytes | None
     counts: Counts
     findings: tuple[Finding, ...]
     more_findings: int
     gaps: tuple[Gap, ...]
     notes: tuple[str, ...]
     elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A checkpoint that verified, and its note."""
+
+    checkpoint: Checkpoint
+    note: bytes
 
 
 @dataclass
@@ -128,12 +138,13 @@ class Findings:
             return "refuted"
         return "unknown" if self.gaps else "sound"
 
-    def report(self, source: str, checkpoint: Checkpoint | None, elapsed_s: float) -> AuditReport:
+    def report(self, source: str, newest: Signed | None, elapsed_s: float) -> AuditReport:
         """The report, once the audit is done."""
         return AuditReport(
             verdict=self.verdict,
             source=source,
-            checkpoint=checkpoint,
+            checkpoint=newest.checkpoint if newest is not None else None,
+            note=newest.note if newest is not None else None,
             counts=self.counts,
             findings=tuple(self.kept),
             more_findings=self.more,

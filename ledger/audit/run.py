@@ -18,7 +18,7 @@ from ledger.audit.batches import BatchFacts, check_records, unpack_block
 from ledger.audit.derived import DerivedAudit
 from ledger.audit.export import ExportSource, audit_export
 from ledger.audit.leaves import LeafAudit
-from ledger.audit.report import DEFAULT_LIMIT, AuditReport, Findings
+from ledger.audit.report import DEFAULT_LIMIT, AuditReport, Findings, Signed
 from ledger.audit.sources import Leaf, Source
 from ledger.audit.tables import place
 from ledger.audit.tree import Candidates, TreeAudit
@@ -76,7 +76,7 @@ def audit(
     with source, _busy_memory():
         newest = _newest_checkpoint(source, log_key, findings)
         if newest is not None:
-            run = _Run(source, log_key, newest, known, witnesses, issuer_keys, findings)
+            run = _Run(source, log_key, newest.checkpoint, known, witnesses, issuer_keys, findings)
             run.read(progress)
     return findings.report(source.name, newest, time.perf_counter() - begun)
 
@@ -105,17 +105,17 @@ def _parse_known(note: bytes, log_key: VerifierKey) -> Checkpoint:
         ) from None
 
 
-def _newest_checkpoint(source: Source, log_key: VerifierKey, findings: Findings) -> Checkpoint | None:
+def _newest_checkpoint(source: Source, log_key: VerifierKey, findings: Findings) -> Signed | None:
     """The largest checkpoint that verifies. What does not verify is found again when all are checked."""
-    newest: Checkpoint | None = None
+    newest: Signed | None = None
     try:
         for tried, note in enumerate(source.newest_notes()):
             try:
                 checkpoint = open_checkpoint(note, log_key)
             except TallystickError:
                 continue
-            if newest is None or checkpoint.size > newest.size:
-                newest = checkpoint
+            if newest is None or checkpoint.size > newest.checkpoint.size:
+                newest = Signed(checkpoint, note)
             if tried:  # the head's, and the newest stored one: a database may disagree with itself
                 break
     except UnavailableError as error:
