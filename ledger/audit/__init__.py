@@ -5,5 +5,16 @@
 from ledger.audit.report import AuditReport, Counts, Finding, Gap
 from ledger.audit.run import audit
 from ledger.audit.targets import open_source
+from ledger.audit.verify import VerifyReport, verify_data, verify_file
 
-__all__ = ["AuditReport", "Counts", "Finding", "Gap", "audit", "open_source"]
+__all__ = [
+    "AuditReport",
+    "Counts",
+    "Finding",
+    "Gap",
+    "VerifyReport",
+    "audit",
+    "open_source",
+    "verify_data",
+    "verify_file",
+]

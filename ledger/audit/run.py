@@ -29,7 +29,7 @@ from ledger.core.merkle import leaf_hash
 from ledger.core.note import ED25519, VerifierKey, parse_vkey
 from ledger.core.statements import Batch
 
-__all__ = ["audit"]
+__all__ = ["audit", "parse_log_key"]
 
 
 def audit(
@@ -63,7 +63,7 @@ def audit(
         UnavailableError: the source cannot be opened at all.
     """
     begun = time.perf_counter()
-    log_key = _parse_log_key(log_vkey)
+    log_key = parse_log_key(log_vkey)
     known = [_parse_known(note, log_key) for note in known_checkpoints]
     witnesses = [parse_vkey(text) for text in witness_vkeys]
     findings = Findings(limit)
@@ -81,7 +81,12 @@ def audit(
     return findings.report(source.name, newest, time.perf_counter() - begun)
 
 
-def _parse_log_key(text: str) -> VerifierKey:
+def parse_log_key(text: str) -> VerifierKey:
+    """The verifier key of a log, from its text.
+
+    Raises:
+        InvalidError: it is malformed, or a witness's.
+    """
     key = parse_vkey(text.strip())
     if key.sig_type != ED25519:
         raise InvalidError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,8 @@ class Log:
     registrations: list[Registration]
     checkpoints: dict[int, bytes]
     """size -> note."""
+    old_key: PrivateKey | None = None
+    """The first issuer's first key, which was revoked."""
 
     def copy(self, target: Path) -> Path:
         shutil.copyfile(self.path, target)
@@ -155,7 +157,7 @@ def write_everything(path: Path) -> Log:
     create_api_key(writer.store, "auditor", ["read"])
     create_api_key(writer.store, "old", ["emit", "admin"])
     revoke_api_key(writer.store, list_api_keys(writer.store)[0].id)
-    return writer.close()
+    return replace(writer.close(), old_key=old)
 
 
 @pytest.fixture(scope="session")

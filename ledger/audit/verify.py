@@ -1,0 +1,378 @@
+"""Verifies one piece of evidence offline: a receipt, statement, proof, checkpoint, record proof or export.
+
+What a file is, is told by its content. The report says in plain words what is proven and what is not; the
+log's verifier key is all that is trusted, beside keys that the caller has from issuers and witnesses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ledger.audit.export import ExportSource
+from ledger.audit.record_proof import RecordProof, decode_record_proof
+from ledger.audit.report import AuditReport, Finding, Findings, Gap, Verdict
+from ledger.audit.run import audit, parse_log_key
+from ledger.core import cose
+from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.cosignature import verified_cosignatures
+from ledger.core.errors import CorruptError, InvalidError, TallystickError
+from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.merkle import root_from_inclusion
+from ledger.core.note import MAX_NOTE_BYTES, VerifierKey, parse_note, parse_vkey
+from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
+from ledger.core.records import Record, decode_record, record_hash
+from ledger.core.statements import Batch, SignedStatement, decode_statement, verify_statement
+from ledger.core.tlog_proof import parse_tlog_proof, verify_tlog_proof
+
+__all__ = ["VerifyReport", "verify_data", "verify_file"]
+
+MAX_EVIDENCE_BYTES = 2 * MAX_NOTE_BYTES + (1 << 20)
+"""A tlog-proof with cosignatures is the largest; everything else stays far below."""
+_PROOF_HEADER = b"c2sp.org/tlog-proof@"
+_COSE_SIGN1 = b"\xd2"
+_SIGNATURE_LINES = "\n\n\u2014 ".encode()
+_GET_WHOLE = "get it again from whoever gave it to you, and from the log"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The outcome of verifying one piece of evidence.
+
+    Args:
+        verdict: ``sound``, ``refuted`` or ``unknown`` (something needed is missing).
+        kind: ``receipt``, ``transparent-statement``, ``statement``, ``tlog-proof``, ``checkpoint``,
+            ``record-proof``, ``export``, or empty if it is none of these.
+        source: what was verified.
+        proves: what is shown, sentence by sentence; empty unless the verdict is ``sound``.
+        findings: what does not hold.
+        gaps: what could not be checked, though it belongs to the evidence.
+        notes: what the evidence does not show.
+        audit: the audit's report, for an export.
+        elapsed_s: how long it took.
+    """
+
+    verdict: Verdict
+    kind: str
+    source: str
+    proves: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    gaps: tuple[Gap, ...]
+    notes: tuple[str, ...]
+    audit: AuditReport | None
+    elapsed_s: float
+
+
+def verify_file(
+    path: str | Path,
+    log_vkey: str,
+    *,
+    statement: str | Path | None = None,
+    issuer_keys: Collection[PublicKey] = (),
+    witness_vkeys: Sequence[str] = (),
+    quorum: int = 0,
+) -> VerifyReport:
+    """Verify the evidence in a file, or an export's directory.
+
+    Args:
+        path: the file or directory.
+        log_vkey: the log's verifier key (signed-note text).
+        statement: the statement's file, for a receipt or tlog-proof that comes without it.
+        issuer_keys: keys that the caller has from issuers; their signatures are then checked too.
+        witness_vkeys: keys of witnesses whose cosignatures are checked.
+        quorum: how many of them must have cosigned.
+
+    Raises:
+        InvalidError: a key is malformed, or a file cannot be read.
+    """
+    begun = time.perf_counter()
+    path = Path(path)
+    if path.is_dir():
+        report = audit(ExportSource(path), log_vkey)
+        proves = _proven_by_export(report) if report.verdict == "sound" else ()
+        return VerifyReport(
+            report.verdict, "export", str(path), proves, report.findings, report.gaps, report.notes, report,
+            time.perf_counter() - begun,
+        )  # fmt: skip
+    return verify_data(
+        _read(path),
+        log_vkey,
+        name=str(path),
+        statement=None if statement is None else _read(Path(statement)),
+        issuer_keys=issuer_keys,
+        witness_vkeys=witness_vkeys,
+        quorum=quorum,
+    )
+
+
+def verify_data(
+    data: bytes,
+    log_vkey: str,
+    *,
+    name: str = "evidence",
+    statement: bytes | None = None,
+    issuer_keys: Collection[PublicKey] = (),
+    witness_vkeys: Sequence[str] = (),
+    quorum: int = 0,
+) -> VerifyReport:
+    """Verify evidence that is in memory; see ``verify_file``."""
+    begun = time.perf_counter()
+    witnesses = [parse_vkey(text.strip()) for text in witness_vkeys]
+    check = _Check(parse_log_key(log_vkey), statement, issuer_keys, witnesses, quorum)
+    try:
+        check.run(data)
+    except TallystickError as error:
+        check.findings.add(
+            error.code, error.where or check.kind or name, error.what, error.remedy or _GET_WHOLE
+        )
+    findings = check.findings
+    return VerifyReport(
+        verdict=findings.verdict,
+        kind=check.kind,
+        source=name,
+        proves=tuple(check.proves) if findings.verdict == "sound" else (),
+        findings=tuple(findings.kept),
+        gaps=tuple(findings.gaps),
+        notes=tuple(findings.notes),
+        audit=None,
+        elapsed_s=time.perf_counter() - begun,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_EVIDENCE_BYTES + 1)
+    except OSError as error:
+        raise InvalidError(
+            f"cannot be read: {error.strerror}", where=str(path), code="no-such-file"
+        ) from None
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise InvalidError(
+            "is larger than evidence can be",
+            where=str(path),
+            remedy="audit a database instead",
+            code="too-large",
+        )
+    return data
+
+
+def _proven_by_export(report: AuditReport) -> tuple[str, ...]:
+    checkpoint, counts = report.checkpoint, report.counts
+    origin, size = (checkpoint.origin, checkpoint.size) if checkpoint is not None else ("", 0)
+    return (
+        f"the log {origin} signed this export of {counts.records} records and {counts.statements} statements",
+        f"every record is one that its issuer signed, in a statement of the log's tree of {size} leaves",
+        "every column repeats what the record or statement says",
+    )
+
+
+class _Check:
+    """One verification. Methods raise at the first thing that makes the rest meaningless."""
+
+    def __init__(
+        self,
+        log_key: VerifierKey,
+        statement: bytes | None,
+        issuer_keys: Collection[PublicKey],
+        witnesses: list[VerifierKey],
+        quorum: int,
+    ) -> None:
+        self.kind = ""
+        self.proves: list[str] = []
+        self.findings = Findings()
+        self._log_key = log_key
+        self._public = public_from_ed25519(log_key.public_key, where=log_key.name)
+        self._statement = statement
+        self._issuer_keys = {key.kid: key for key in (*issuer_keys, self._public)}
+        self._witnesses = witnesses
+        self._quorum = quorum
+
+    def run(self, data: bytes) -> None:
+        """Find out what ``data`` is, and verify it."""
+        if data.startswith(_PROOF_HEADER):
+            self.kind = "tlog-proof"
+            self._tlog_proof(data)
+        elif data.startswith(_COSE_SIGN1):
+            self.kind = "statement"
+            if cose.VDS in cose.decode_sign1(data, where="file").header:
+                self.kind = "receipt"
+                self._bare_receipt(data)
+            else:
+                self._transparent(data)
+        elif data.startswith(b"{"):
+            self.kind = "record-proof"
+            self._record_proof(data)
+        elif _SIGNATURE_LINES in data:
+            self.kind = "checkpoint"
+            self._proven_checkpoint(self._checkpoint(data, self._quorum))
+        else:
+            self.findings.gap("file", "it is none of the kinds of evidence that ledgers give, or is damaged")
+
+    # --- statements and receipts ---
+
+    def _given_statement(self) -> SignedStatement | None:
+        if self._statement is None:
+            self.findings.gap(self.kind, "it is about a statement: pass the statement's file too")
+            return None
+        return decode_statement(self._statement, where="statement")
+
+    def _bare_receipt(self, data: bytes) -> None:
+        receipt = decode_receipt(data)
+        statement = self._given_statement()
+        if statement is None:
+            return
+        self._receipt(receipt, statement)
+        self._issuer(statement)
+
+    def _transparent(self, data: bytes) -> None:
+        statement = decode_statement(data)
+        if not statement.receipts:
+            self.findings.gap("statement", "it has no receipt, so nothing shows that it is in the log")
+            return
+        self.kind = "transparent-statement"
+        for number, each in enumerate(statement.receipts):
+            receipt = decode_receipt(each, where=f"receipt {number}")
+            if receipt.origin == self._log_key.name:
+                self._receipt(receipt, statement, where=f"receipt {number}")
+            else:
+                self.findings.gap(f"receipt {number}", f"it is by another log, {receipt.origin}")
+        self._issuer(statement)
+
+    def _receipt(self, receipt: Receipt, statement: SignedStatement, where: str = "receipt") -> None:
+        if receipt.origin != self._log_key.name:
+            raise CorruptError(
+                f"is by {receipt.origin!r}, not by {self._log_key.name!r}", where=where, code="other-log"
+            )
+        verify_receipt(receipt, statement.leaf_hash, self._public, subject=statement.subject, where=where)
+        self.proves.append(
+            f"the log {receipt.origin} has {_named(statement)} as leaf {receipt.leaf_index} of "
+            f"{receipt.tree_size}, registered {_utc(receipt.registered_s)} by its clock"
+        )
+
+    def _issuer(self, statement: SignedStatement) -> None:
+        key = self._issuer_keys.get(statement.kid)
+        if key is None:
+            self.findings.note(
+                f"the signature of {statement.issuer} was not checked: its key was not given "
+                f"({statement.kid.hex()})"
+            )
+            return
+        verify_statement(statement, key, where="statement signature")
+        self.proves.append(f"{statement.issuer} signed it with the key {statement.kid.hex()}")
+
+    # --- proofs ---
+
+    def _tlog_proof(self, data: bytes) -> None:
+        proof = parse_tlog_proof(data)
+        entry = proof.extra if self._statement is None else None
+        statement = (
+            decode_statement(entry, where="extra data of the proof") if entry else self._given_statement()
+        )
+        if statement is None:
+            return
+        if proof.extra is not None and proof.extra != statement.entry:
+            self.findings.gap("extra data of the proof", "nothing vouches for it: it is not the statement")
+        checkpoint = verify_tlog_proof(
+            proof, statement.leaf_hash, self._log_key, self._witnesses, self._quorum
+        )
+        self._note_unknown(proof.checkpoint_note)
+        self.proves.append(f"{_named(statement)} is leaf {proof.index} of the tree below")
+        self._proven_checkpoint(checkpoint)
+        self._issuer(statement)
+
+    def _checkpoint(self, note: bytes, quorum: int = 0) -> Checkpoint:
+        checkpoint = open_checkpoint(note, self._log_key)
+        cosigned = verified_cosignatures(parse_note(note), self._witnesses)
+        if len(cosigned) < quorum:
+            raise CorruptError(
+                f"{len(cosigned)} known witnesses cosigned, {quorum} are needed",
+                where="checkpoint",
+                remedy="ask the log for a checkpoint with more cosignatures",
+                code="quorum-missed",
+            )
+        for name, seconds in cosigned:
+            self.proves.append(
+                f"the witness {name} saw the log grow to it by appending only, {_utc(seconds)}"
+            )
+        self._note_unknown(note)
+        return checkpoint
+
+    def _note_unknown(self, note: bytes) -> None:
+        parsed = parse_note(note)
+        known = {self._log_key.name} | {key.name for key in self._witnesses}
+        others = sorted({each.name for each in parsed.signatures} - known)
+        if others:
+            self.findings.note(f"cosignatures were not checked, for want of keys: {', '.join(others)[:400]}")
+
+    def _proven_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.proves.append(
+            f"the log {checkpoint.origin} signed the tree of {checkpoint.size} leaves with root "
+            f"{checkpoint.root.hex()}"
+        )
+
+    # --- records ---
+
+    def _record_proof(self, data: bytes) -> None:
+        proof, as_written = decode_record_proof(data)
+        if not as_written:
+            self.findings.gap(
+                "file",
+                "its JSON is spelled as no ledger writes it; the values were checked, the spelling was not",
+            )
+        statement = decode_statement(proof.statement, where="statement")
+        record = self._record(proof, statement)
+        receipt = decode_receipt(proof.receipt)
+        if receipt.leaf_index != proof.leaf_index:
+            raise CorruptError(
+                f"is {proof.leaf_index}, but the receipt is for leaf {receipt.leaf_index}",
+                where="leaf_index",
+                code="bad-record-proof",
+            )
+        usage = record.usage
+        self.proves.append(
+            f"record {record.id} ({usage.input_tokens} input, {usage.output_tokens} output tokens) is, to "
+            f"the byte, number {proof.position} of the records in {_named(statement)}"
+        )
+        self._receipt(receipt, statement)
+        checkpoint = self._checkpoint(proof.checkpoint)
+        if checkpoint.size == receipt.tree_size:
+            root = verify_receipt(receipt, statement.leaf_hash, self._public)
+            if root != checkpoint.root:
+                raise CorruptError(
+                    "is of the receipt's size, but of another tree", where="checkpoint", code="forked"
+                )
+        self._proven_checkpoint(checkpoint)
+        self._issuer(statement)
+
+    def _record(self, proof: RecordProof, statement: SignedStatement) -> Record:
+        batch = statement.payload
+        if not isinstance(batch, Batch) or statement.receipts:
+            raise CorruptError("is not a bare batch statement", where="statement", code="bad-record-proof")
+        try:
+            root = root_from_inclusion(
+                record_hash(proof.record), proof.position, batch.count, list(proof.path)
+            )
+        except TallystickError as error:
+            raise CorruptError(error.what, where="path", code="bad-record-proof") from None
+        if root.hex() != batch.root:
+            raise CorruptError(
+                "do not lead to the root that the issuer signed: record, position or path was changed",
+                where="record, position, path",
+                code="bad-record-proof",
+            )
+        return decode_record(proof.record)
+
+
+def _named(statement: SignedStatement) -> str:
+    return f"the {statement.kind} statement {statement.payload.seq} of {statement.issuer}"
+
+
+def _utc(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, OSError, ValueError):
+        return f"second {seconds}"
