@@ -15,7 +15,7 @@ from msgspec import UNSET
 from ledger.audit.report import Findings
 from ledger.audit.sources import Leaf, StoredColumns
 from ledger.audit.tables import same, shown
-from ledger.core import cose, receipts
+from ledger.core import cose, merkle, receipts
 from ledger.core.canonical import encode_canonical
 from ledger.core.chain import ChainHead, next_head
 from ledger.core.errors import InvalidError, TallystickError
@@ -191,6 +191,18 @@ class LeafAudit:
             self._check_stored_receipt(leaf.index, leaf.columns, statement.subject)
         elif leaf.receipt is not None:
             self._check_given_receipt(leaf.index, leaf.receipt, statement)
+
+    def vouched(self, leaf: Leaf) -> bool:
+        """Whether the receipt that came with a leaf proves its entry."""
+        if leaf.receipt is None:
+            return False
+        try:
+            receipts.verify_receipt(
+                receipts.decode_receipt(leaf.receipt), merkle.leaf_hash(leaf.entry), self._log_key
+            )
+        except TallystickError:
+            return False
+        return True
 
     def _check_stored_receipt(self, index: int, columns: StoredColumns, subject: str) -> None:
         where = self._cell(index, "receipt_signature")

@@ -248,7 +248,9 @@ class _Run:
         columns = leaf.columns
         agreed = self._tree.add(
             leaf.index,
-            Candidates(computed, columns.leaf_hash, True) if columns is not None else Candidates(computed),
+            Candidates(computed, columns.leaf_hash, True)
+            if columns is not None
+            else Candidates(computed, vouched=lambda: self._leaves.vouched(leaf)),
         )
         batch: Batch | None = None
         if statement is None:

@@ -29,11 +29,19 @@ _RESTORE = "keep this copy as evidence and restore a good one; compare it with o
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is known of a leaf's hash. ``computed`` is that of the entry, ``stored`` the database's column."""
+    """What is known of a leaf's hash.
+
+    Args:
+        computed: that of the entry; None if there is none.
+        stored: the database's column.
+        has_column: whether there is such a column.
+        vouched: tells whether a receipt, if there is one, proves the entry: asked when entry and tile differ.
+    """
 
     computed: bytes | None
     stored: Any = None
     has_column: bool = False
+    vouched: Callable[[], bool] = lambda: False
 
 
 class TreeAudit:
@@ -126,8 +134,8 @@ class TreeAudit:
             vote for vote in (computed, stored, tiled) if isinstance(vote, bytes) and len(vote) == HASH_SIZE
         ]
         agreed = max(votes, key=votes.count) if votes else _UNKNOWN_HASH  # of equals the first: the entry's
-        if not leaf.has_column and tiled is not None:
-            agreed = tiled  # from a service: whether tile or entry is right, the checkpoint's root will tell
+        if not leaf.has_column and tiled is not None and not leaf.vouched():
+            agreed = tiled  # from a service: the checkpoint's root will tell whether the tile is right
         if computed != agreed:
             where = place("statement", index, column="entry") if leaf.has_column else f"entry {index}"
             self._findings.add(
@@ -230,7 +238,10 @@ class TreeAudit:
             self._findings.gap("tile", error.what)
 
     def _tile_place(self, level: int, index: int) -> str:
-        return place("tile", level, index) if self._source.has_tables else tile_path(level, index)
+        if self._source.has_tables:
+            return place("tile", level, index)
+        width = (self.size >> (TILE_HEIGHT * level)) - index * TILE_WIDTH
+        return tile_path(level, index, min(width, TILE_WIDTH))
 
     # --- roots ---
 
