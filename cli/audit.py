@@ -13,9 +13,18 @@ from cli.errors import CANNOT_TELL, REFUTED, SOUND
 from cli.options import ApiKeyFile, Json
 
 if TYPE_CHECKING:
-    from ledger.audit import AuditReport
+    from ledger.audit import AuditReport, Finding
 
-__all__ = ["EXAMPLES", "audit", "described", "exit_code", "print_report", "read_vkey", "run_audit"]
+__all__ = [
+    "EXAMPLES",
+    "audit",
+    "described",
+    "exit_code",
+    "print_findings",
+    "print_report",
+    "read_vkey",
+    "run_audit",
+]
 
 EXAMPLES = (
     "tallystick audit ledger-data --log-key ledger-data/log.vkey",
@@ -76,7 +85,7 @@ def audit(
         print_json(described(report))
     else:
         print_report(report)
-    raise typer.Exit(exit_code(report))
+    raise typer.Exit(exit_code(report.verdict))
 
 
 def run_audit(
@@ -98,7 +107,7 @@ def run_audit(
         known.append(remember.read_bytes())
     with progress("auditing leaves") as report_progress:
         report = audit_log(
-            open_source(target, api_key=_api_key(target, api_key_file)),
+            open_source(_database_of(target), api_key=_api_key(target, api_key_file)),
             read_vkey(log_key),
             known_checkpoints=known,
             witness_vkeys=[read_vkey(each) for each in witness_keys],
@@ -123,9 +132,9 @@ def read_vkey(text: str) -> str:
         ) from None
 
 
-def exit_code(report: AuditReport) -> int:
+def exit_code(verdict: str) -> int:
     """0 sound, 1 refuted, 2 cannot tell."""
-    return {"sound": SOUND, "refuted": REFUTED}.get(report.verdict, CANNOT_TELL)
+    return {"sound": SOUND, "refuted": REFUTED}.get(verdict, CANNOT_TELL)
 
 
 def described(report: AuditReport) -> dict[str, Any]:
@@ -160,11 +169,7 @@ def print_report(report: AuditReport) -> None:
         ]
     rows += [(name, f"{value:,}") for name, value in asdict(report.counts).items()]
     fields(rows)
-    for finding in report.findings[:_SHOWN]:
-        fields([("refuted", str(finding))])
-    hidden = len(report.findings) - _SHOWN + report.more_findings
-    if hidden > 0:
-        fields([("refuted", f"and {hidden:,} findings more (--json shows them)")])
+    print_findings(report.findings, report.more_findings)
     fields(("unread", str(gap)) for gap in report.gaps)
     fields(("note", text) for text in report.notes)
     words = {
@@ -173,6 +178,24 @@ def print_report(report: AuditReport) -> None:
         "unknown": "not everything could be read; what was read holds",
     }
     verdict(report.verdict, f"{words[report.verdict]} ({report.elapsed_s:.1f} s)")
+
+
+def print_findings(findings: Sequence[Finding], more: int) -> None:
+    """Print the first findings, each with its place, and how many there are more."""
+    from cli.output import fields
+
+    fields(("refuted", str(finding)) for finding in findings[:_SHOWN])
+    hidden = max(0, len(findings) - _SHOWN) + more
+    if hidden:
+        fields([("refuted", f"and {hidden:,} findings more; --json shows those that were kept")])
+
+
+def _database_of(target: str) -> str:
+    """The database of a ledger's folder, which can be elsewhere; ``target`` if it is something else."""
+    from cli.folder import Folder
+
+    folder = Folder(Path(target))
+    return folder.database if folder.log_key.is_file() else target
 
 
 def _api_key(target: str, file: Path | None) -> str | None:

@@ -28,7 +28,10 @@ def wait_for_proof(
     ledger: RemoteLedger, record_id: str, folder: Folder, timeout_s: float
 ) -> tuple[dict[str, Any], bool]:
     """The record once it is logged, and whether its proof holds with the log's key."""
-    from cli.receipts import check_record_proof
+    import msgspec
+
+    from cli.keys import load_public
+    from ledger.audit import verify_data
 
     deadline = time.monotonic() + timeout_s
     while True:
@@ -46,8 +49,14 @@ def wait_for_proof(
                     code="not-logged",
                 ) from None
             time.sleep(_POLL_S)
-    check_record_proof(ledger.record_proof(record_id), folder.vkey.read_text(encoding="utf-8").strip())
-    return place, True
+    proof = msgspec.json.encode(ledger.record_proof(record_id))
+    report = verify_data(
+        proof,
+        folder.vkey.read_text(encoding="utf-8"),
+        name=f"proof of {record_id}",
+        issuer_keys=[load_public(folder.path / "keys" / "issuer.pem")],
+    )
+    return place, report.verdict == "sound"
 
 
 def audit_service(url: str, folder: Folder) -> dict[str, Any]:
@@ -138,9 +147,9 @@ def _cell(value: Any) -> str:
 
 def verify_export(folder: Folder) -> dict[str, Any]:
     """Verify the export offline."""
-    from cli.audit import described, print_report, run_audit
+    from cli.verify import described_evidence, print_evidence, run_verify
 
     print("\n7. Verify the export, without the service and its database")
-    report = run_audit(str(folder.path / "export"), str(folder.vkey))
-    print_report(report)
-    return described(report)
+    report = run_verify(folder.path / "export", str(folder.vkey))
+    print_evidence(report)
+    return described_evidence(report)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import api_keys, export, init, issuers, keys, records, serve
+from cli import api_keys, audit, demo, export, init, issuers, keys, receipts, records, serve, verify
 from cli.errors import Commands
 from cli.options import Json, command, examples
 
@@ -63,7 +63,11 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
+app.add_typer(receipts.app, name="receipt")
 app.add_typer(export.app, name="export")
+command(app, *audit.EXAMPLES)(audit.audit)
+command(app, *verify.EXAMPLES)(verify.verify)
+command(app, *demo.EXAMPLES)(demo.demo)
 command(
     app,
     "tallystick rollups demo-data",

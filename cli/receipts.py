@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import ApiKeyFile, Json, Target, command
+from cli.verify import verify
 
 __all__ = ["app"]
 
@@ -68,6 +69,13 @@ def get(
         )
     else:
         write_bytes(data)
+
+
+command(
+    app,
+    "tallystick receipt verify receipt.json --log-key log.vkey",
+    "tallystick receipt verify statement.cose --log-key log.vkey --issuer-key issuer.pub --json",
+)(verify)
 
 
 def _fetch(ledger: Any, entry: str, *, bare: bool) -> tuple[str, bytes]:
