@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,13 @@ _FETCH_ROWS = 256
 # Reading maps the file instead of copying it: the same pages, a tenth less time.
 _MMAP_BYTES = 1 << 34
 _VERSION_TABLE = "alembic_version"
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A value of a type that its column does not have."""
+
+    value: Any
 
 
 class _DatabaseSource:
@@ -49,7 +57,8 @@ class _DatabaseSource:
     def checkpoints(self) -> Iterator[tuple[Any, Any]]:
         """Stored checkpoints, sizes ascending."""
         for size, note in self._stream("SELECT size, note FROM checkpoint ORDER BY size"):
-            yield size, note.encode("utf-8", "surrogateescape") if isinstance(note, str) else note
+            # Bytes would pass for a note that was read: a service reads text, and would fail on them.
+            yield size, note.encode("utf-8", "surrogateescape") if isinstance(note, str) else _Foreign(note)
 
     def leaves(self, size: int) -> Iterator[Leaf]:  # noqa: ARG002 - rows beyond the tree are findings
         """All statements, with what is stored beside them."""
@@ -78,10 +87,15 @@ class _DatabaseSource:
         """Tables that this auditor does not know, and a schema of another version."""
         names = {name for (name,) in self._tables()}
         yield from sorted(f"table {name}" for name in names - COLUMNS.keys() - {_VERSION_TABLE})
+        yield from self._odd_schema()
         if _VERSION_TABLE in names:
             revisions = [str(row[0]) for row in self._stream("SELECT version_num FROM alembic_version")]
             if len(revisions) != 1 or revisions[0] not in SCHEMA_REVISIONS:
                 yield f"{_VERSION_TABLE}: schema revision {', '.join(revisions)[:80] or 'none'}"
+
+    def _odd_schema(self) -> Iterator[str]:
+        """Places where a name that this auditor knows does not stand for the plain table it should."""
+        return iter(())
 
 
 def _columns(table: str) -> str:
@@ -141,6 +155,21 @@ class SqliteSource(_DatabaseSource):
         return self._stream(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         )
+
+    def _odd_schema(self) -> Iterator[str]:
+        """Views and triggers, which can show an auditor other rows than the service; other columns or keys.
+
+        Rows are compared on the word of primary keys that no two rows share one.
+        """
+        query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name"
+        for kind, name in self._stream(query):
+            yield f"{kind} {name}"
+        for table, columns in COLUMNS.items():
+            found = list(self._stream("SELECT name, pk, hidden FROM pragma_table_xinfo(?)", (table,)))
+            keys = [name for name, pk, _ in sorted(found, key=lambda row: row[1]) if pk]
+            plain = not any(hidden for _, _, hidden in found)
+            if not plain or {row[0] for row in found} != set(columns) or keys != [*columns[: KEYS[table]]]:
+                yield f"table {table}: its columns or its primary key"
 
     def open_index(self) -> Callable[[int], list[Row]]:
         """Begin to read ``record_index``: see ``Source``."""
