@@ -8,6 +8,7 @@ while a record's bytes are proven by its issuer's signature and the log's tree.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,30 +77,39 @@ def audit_export(
         return None
     if manifest.origin != checkpoint.origin:
         findings.add("bad-manifest", MANIFEST_FILE, f"names {manifest.origin}, not the log", CHANGED)
-    files = _check_files(source.directory, manifest, findings)
+    signed = Signed(checkpoint, manifest.checkpoint.encode())
+    # What is not what was signed is not parsed: a few kilobytes of Parquet can unpack to gigabytes.
+    intact = _check_files(source.directory, manifest, findings)
+    if STATEMENTS_FILE not in intact:
+        findings.gap(source.name, "without the statements that were signed, no row can be checked")
+        return signed
     statements = StatementRows(
         source.directory / STATEMENTS_FILE, manifest, checkpoint, public, findings, issuer_keys
     )
-    if STATEMENTS_FILE in files:
-        statements.read()
-        _check_known(statements, checkpoint, known, findings)
+    statements.read()
+    _check_known(statements, checkpoint, known, findings)
     records = RecordRows(source.directory, manifest, statements.batches, statements.deployments, findings)
     done, total = 0, sum(each.rows for each in manifest.files if each.rows is not UNSET)
     for each in manifest.files:
-        if each.path.startswith(f"{RECORDS_DIR}/") and each.path in files:
+        if not each.path.startswith(f"{RECORDS_DIR}/"):
+            continue
+        if each.path in intact:
             records.read(each)
-            done += each.rows if each.rows is not UNSET else 0
-            if progress is not None:
-                progress(done, total)
+        else:
+            records.skip(each)
+        done += each.rows if each.rows is not UNSET else 0
+        if progress is not None:
+            progress(done, total)
     records.close()
-    return Signed(checkpoint, manifest.checkpoint.encode())
+    return signed
 
 
 def _read_manifest(directory: Path, key: PublicKey, findings: Findings) -> Manifest | None:
     parts = []
     for name, limit in ((MANIFEST_FILE, MAX_MANIFEST_BYTES), (MANIFEST_SIGNATURE_FILE, _MAX_SIGNATURE_BYTES)):
         try:
-            with (directory / name).open("rb") as file:
+            # A pipe in the file's place would be waited for without end.
+            with open(os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
             findings.add("file-missing", name, f"cannot be read: {error.strerror}", CHANGED)
@@ -118,9 +128,9 @@ def _read_manifest(directory: Path, key: PublicKey, findings: Findings) -> Manif
 
 
 def _check_files(directory: Path, manifest: Manifest, findings: Findings) -> set[str]:
-    """Check that the directory holds the files of the manifest and no other; return those that are there."""
+    """Check that the directory holds the files of the manifest and no other; return those that are intact."""
     listed = {each.path: each for each in manifest.files}
-    present = set()
+    intact = set()
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
@@ -129,15 +139,15 @@ def _check_files(directory: Path, manifest: Manifest, findings: Findings) -> set
             if name not in listed:
                 findings.add("file-extra", name, "is not in the manifest", "remove it: nobody vouches for it")
             elif _check_file(path, listed[name], findings):
-                present.add(name)
-    for name in listed.keys() - present:
+                intact.add(name)
+    for name in sorted(listed.keys() - intact):
         if not (directory / name).is_file():
             findings.add("file-missing", name, "is in the manifest, but not in the directory", CHANGED)
-    return present
+    return intact
 
 
 def _check_file(path: Path, listed: ManifestFile, findings: Findings) -> bool:
-    """Check a file's size and digest; return whether it can be read at all."""
+    """Check a file's size and digest; return whether they are those that were signed."""
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
@@ -155,6 +165,7 @@ def _check_file(path: Path, listed: ManifestFile, findings: Findings) -> bool:
             f"but the manifest says {listed.bytes} with {listed.sha256}",
             CHANGED,
         )
+        return False
     return True
 
 

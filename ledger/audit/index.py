@@ -7,7 +7,7 @@ apart (what issuers sent late), some 200 bytes a record, not with the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ledger.audit.report import Findings
 from ledger.audit.sources import Row
@@ -37,7 +37,7 @@ class IndexAudit:
         self._open: set[Row] = set()
         self._given_up = False
 
-    def add(self, leaf_index: int, ids: list[bytes]) -> None:
+    def add(self, leaf_index: int, ids: Sequence[bytes]) -> None:
         """Add the record ids of one batch."""
         if self._given_up:
             return
