@@ -155,8 +155,8 @@ def described(report: AuditReport) -> dict[str, Any]:
     }
 
 
-def print_report(report: AuditReport) -> None:
-    """Print the report for people: the verdict last, where the eye is."""
+def print_report(report: AuditReport, *, shown: int = _SHOWN) -> None:
+    """Print the report for people, with the first findings; the verdict last, where the eye is."""
     from cli.output import fields, verdict
 
     checkpoint = report.checkpoint
@@ -167,9 +167,9 @@ def print_report(report: AuditReport) -> None:
             ("size", f"{checkpoint.size:,}"),
             ("root", checkpoint.root.hex()),
         ]
-    rows += [(name, f"{value:,}") for name, value in asdict(report.counts).items()]
+    rows += [(name, f"{value:,}") for name, value in asdict(report.counts).items() if value]
     fields(rows)
-    print_findings(report.findings, report.more_findings)
+    print_findings(report.findings, report.more_findings, shown=shown)
     fields(("unread", str(gap)) for gap in report.gaps)
     fields(("note", text) for text in report.notes)
     words = {
@@ -180,12 +180,12 @@ def print_report(report: AuditReport) -> None:
     verdict(report.verdict, f"{words[report.verdict]} ({report.elapsed_s:.1f} s)")
 
 
-def print_findings(findings: Sequence[Finding], more: int) -> None:
+def print_findings(findings: Sequence[Finding], more: int, *, shown: int = _SHOWN) -> None:
     """Print the first findings, each with its place, and how many there are more."""
     from cli.output import fields
 
-    fields(("refuted", str(finding)) for finding in findings[:_SHOWN])
-    hidden = max(0, len(findings) - _SHOWN) + more
+    fields(("refuted", str(finding)) for finding in findings[:shown])
+    hidden = max(0, len(findings) - shown) + more
     if hidden:
         fields([("refuted", f"and {hidden:,} findings more; --json shows those that were kept")])
 

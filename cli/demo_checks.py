@@ -79,7 +79,7 @@ def audit_forgery(folder: Folder) -> dict[str, Any]:
     print(f"\n5. Cheat: in a copy of the database, one record takes {_STOLEN_UJ:,} µJ less")
     _forge(Path(folder.database), forged)
     report = run_audit(str(forged), str(folder.vkey))
-    print_report(report)
+    print_report(report, shown=1)
     return described(report)
 
 
