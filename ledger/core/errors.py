@@ -33,6 +33,10 @@ class TallystickError(Exception):
             message += f": {remedy}"
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes; the default would keep the message alone.
+        return _rebuild, (type(self), self.what, self.where, self.remedy, self.code)
+
 
 class InvalidError(TallystickError):
     """The input is malformed. Repeating it unchanged cannot succeed."""
@@ -56,3 +60,7 @@ class CorruptError(TallystickError):
     """Evidence does not verify: it was changed, cut or mixed up. ``where`` names the place."""
 
     default_code = "corrupt"
+
+
+def _rebuild(kind: type[TallystickError], what: str, where: str, remedy: str, code: str) -> TallystickError:
+    return kind(what, where=where, remedy=remedy, code=code)

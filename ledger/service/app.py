@@ -91,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except TallystickError as error:
         app.state.failure = error  # for whoever runs the server, which only logs it
         raise
+    await anyio.to_thread.run_sync(service.preparer.start)
     with service.store.read() as connection:
         service.metrics.tree_size.set(queries.log_head(connection).size)
     service.serving = True
@@ -100,4 +101,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         service.serving = False
         await anyio.to_thread.run_sync(service.sequencer.stop)
-        service.prepare_pool.shutdown()
+        await anyio.to_thread.run_sync(service.preparer.stop)

@@ -57,11 +57,11 @@ async def register_batch(request: Request) -> Response:
         media_type=BATCH,
         max_wire_bytes=settings.max_batch_wire_bytes,
         max_bytes=settings.max_batch_bytes,
-        split=_split,
+        split=split_batch,
     )
 
 
-def _split(body: bytes) -> tuple[bytes, bytes]:
+def split_batch(body: bytes) -> tuple[bytes, bytes]:
     parts = cose.decode_cbor(body, where="body", max_bytes=len(body))
     if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, bytes) for part in parts)):
         raise InvalidError(

@@ -59,7 +59,7 @@ RECEIPT_ANSWERS: dict[int, dict[str, Any]] = {
 _READ = [Depends(require("emit", "read"))]
 
 
-def _alone(body: bytes) -> tuple[bytes, None]:
+def split_alone(body: bytes) -> tuple[bytes, None]:
     return body, None
 
 
@@ -81,7 +81,7 @@ async def register_statement(request: Request) -> Response:
     Sending the same statement again is safe: it gives the same receipt. Batches go to `/batches`.
     """
     limit = service_of(request).settings.max_entry_bytes
-    return await register(request, media_type=COSE, max_wire_bytes=limit, max_bytes=limit, split=_alone)
+    return await register(request, media_type=COSE, max_wire_bytes=limit, max_bytes=limit, split=split_alone)
 
 
 @router.get(

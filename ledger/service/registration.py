@@ -1,25 +1,19 @@
-"""Registers one statement: read the body, check it on a worker thread, append it, answer with its receipt."""
+"""Registers one statement: read the body, check it, append it, answer with its receipt."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from typing import TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ledger.service.bodies import content_encoding, decompress, read_body, require_media_type
-from ledger.service.runtime import Service, service_of
-from ledger.store import Prepared, prepare_statement
+from ledger.service.bodies import content_encoding, read_body, require_media_type
+from ledger.service.preparing import Job, Split
+from ledger.service.runtime import service_of
 
 __all__ = ["COSE", "register"]
 
 COSE = "application/cose"
-
-Split: TypeAlias = Callable[[bytes], tuple[bytes, bytes | None]]
-"""Cuts a body into the statement and, for a batch, its records."""
 
 
 async def register(
@@ -44,9 +38,7 @@ async def register(
     )
     held = len(body)
     try:
-        prepared = await asyncio.get_running_loop().run_in_executor(
-            service.prepare_pool, _prepare, service, body, compressed, max_bytes, split
-        )
+        prepared = await service.preparer.prepare(Job(body, compressed, max_bytes, split))
         del body
         # Shielded: should this request be cancelled, the sequencer's future must not be.
         registration = await asyncio.shield(asyncio.wrap_future(service.sequencer.submit(prepared)))
@@ -57,18 +49,4 @@ async def register(
         201 if registration.fresh else 200,
         {"Location": f"/entries/{registration.leaf_index}"},
         media_type=COSE,
-    )
-
-
-def _prepare(service: Service, body: bytes, compressed: bool, max_bytes: int, split: Split) -> Prepared:
-    """All work that needs no transaction; runs on the preparing threads."""
-    if compressed:
-        body = decompress(body, max_bytes=max_bytes)
-    entry, records = split(body)
-    return prepare_statement(
-        entry,
-        records,
-        key_of=service.issuer_key,
-        now_us=time.time_ns() // 1000,
-        limits=service.limits,
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
@@ -13,21 +12,16 @@ from ledger.core.note import format_vkey
 from ledger.service.auth import ApiKeys
 from ledger.service.limits import Budget
 from ledger.service.metrics import Metrics
+from ledger.service.preparing import Preparer
 from ledger.service.settings import Settings
-from ledger.store import Limits, Sequencer, Store, queries
+from ledger.store import Limits, Sequencer, Store
 
 __all__ = ["Service", "service_of"]
-
-_MAX_CACHED_KEYS = 4096
 
 
 @dataclass
 class Service:
-    """Owned by one app, from its start to its stop.
-
-    ``issuer_keys`` is filled by the preparing threads; a dict's single operations need no lock, and what is
-    lost to a race is only looked up again.
-    """
+    """Owned by one app, from its start to its stop."""
 
     store: Store
     settings: Settings
@@ -35,9 +29,7 @@ class Service:
     metrics: Metrics
     api_keys: ApiKeys
     budget: Budget
-    prepare_pool: ThreadPoolExecutor
-    limits: Limits
-    issuer_keys: dict[bytes, tuple[str, PublicKey]] = field(default_factory=dict)
+    preparer: Preparer
     serving: bool = False
 
     @property
@@ -55,27 +47,6 @@ class Service:
         """The log's verifier key as text."""
         return format_vkey(self.sequencer.verifier_key)
 
-    def issuer_key(self, issuer: str, kid: bytes) -> PublicKey:
-        """The key that verifies ``issuer``'s statements signed with ``kid``.
-
-        Keys never change, so they are remembered. Whether one was revoked is decided in the appending
-        transaction, after known statements are recognised: a resend gives the same receipt for ever.
-
-        Raises:
-            RefusedError: unknown issuer, or another issuer's key.
-        """
-        cached = self.issuer_keys.get(kid)
-        if cached is not None and cached[0] == issuer:
-            return cached[1]
-        with self.store.read() as connection:
-            info = queries.issuer_key(connection, kid)
-            if info is None or info.issuer != issuer:
-                return queries.usable_key(connection, issuer, kid)  # raises: it words the refusal
-        if len(self.issuer_keys) >= _MAX_CACHED_KEYS:
-            self.issuer_keys.clear()
-        self.issuer_keys[kid] = (issuer, info.public)
-        return info.public
-
 
 def make_service(
     store: Store, log_key: PrivateKey, settings: Settings, *, published: Path | None = None
@@ -89,8 +60,12 @@ def make_service(
         metrics=metrics,
         api_keys=ApiKeys(store, ttl_s=settings.api_key_cache_s),
         budget=Budget(settings.max_buffered_bytes),
-        prepare_pool=ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="tallystick-prepare"),
-        limits=Limits(max_future_us=settings.max_clock_skew_s * 1_000_000),
+        preparer=Preparer(
+            store,
+            Limits(max_future_us=settings.max_clock_skew_s * 1_000_000),
+            threads=settings.prepare_threads,
+            processes=settings.prepare_processes,
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from ledger.core.keys import PrivateKey
 from ledger.keyfiles import load_private_key
 from ledger.service.app import create_app
 from ledger.service.protocol import BoundedProtocol
-from ledger.service.settings import Settings, settings_from_environment
+from ledger.service.settings import ENVIRONMENT_PREFIX, Settings, settings_from_environment
 from ledger.store import open_store
 from ledger.store.engine import is_migrated
 
@@ -25,6 +26,8 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
 DEFAULT_HOST = "127.0.0.1"
 """Other machines reach the service through a proxy that ends TLS, or with --host by choice."""
 DEFAULT_PORT = 8090
+_MOST_PROCESSES = 4
+"""One process keeps up with the sequencer's own core; a few more are there for bodies that are compressed."""
 _SWITCH_INTERVAL_S = 0.001
 """How long a thread that checks a batch may keep the event loop from the interpreter: a fifth of the default.
 Measured: a tenth more records per second with sixteen issuers."""
@@ -67,7 +70,7 @@ def serve(
             "no database and log key were named", remedy="name the folder that `tallystick init` made"
         )
     key = log_key if isinstance(log_key, PrivateKey) else load_private_key(log_key)
-    settings = settings or settings_from_environment()
+    settings = settings or settings_from_environment(prepare_processes=_prepare_processes())
     store = open_store(database)
     try:
         if not is_migrated(store):
@@ -116,6 +119,14 @@ def _log_config(level: str) -> dict[str, Any]:
     ours = {"handlers": ["default"], "level": level.upper(), "propagate": False}
     loggers = {**uvicorn.config.LOGGING_CONFIG["loggers"], "ledger": ours}
     return {**uvicorn.config.LOGGING_CONFIG, "loggers": loggers}
+
+
+def _prepare_processes() -> int | None:
+    """How many processes check statements, where the operator does not say."""
+    if os.environ.get(f"{ENVIRONMENT_PREFIX}PREPARE_PROCESSES"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_PROCESSES, cores - 1)
 
 
 def _run(server: uvicorn.Server) -> None:

@@ -41,7 +41,15 @@ class Settings:
         256 * _MIB, "Bytes of request bodies held at once; past it, callers are asked to come back later."
     )
     body_timeout_s: int = _setting(30, "Longest time that a caller may take to send a body.", least=1)
-    prepare_threads: int = _setting(2, "Threads that check statements; about one per core.", least=1, most=64)
+    prepare_processes: int = _setting(
+        0,
+        "Processes that check statements, each with 100 MB of memory; 0 checks them on threads. `tallystick "
+        "serve` starts one for each core but the first, at most 4, where this is not set.",
+        most=64,
+    )
+    prepare_threads: int = _setting(
+        2, "Threads that check statements where no processes do.", least=1, most=64
+    )
     read_threads: int = _setting(
         8, "Threads that run queries, each with a connection of its own.", least=1, most=12
     )
