@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,48 +34,54 @@ from ledger.core.statements import Totals, sum_records
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RecordRows"]
+__all__ = ["RecordRows", "Summary"]
 
 _ROWS = 8_192
 
 
 @dataclass(frozen=True)
-class _Summary:
-    """What a statement must say of some records. ``sums`` lacks what none of them has."""
+class Summary:
+    """What a statement must say of some records.
+
+    ``sums`` lacks what none of them has; None: there are more than a statement can say.
+    """
 
     count: int
     first_us: int
     last_us: int
     deployments: frozenset[str]
     factors: frozenset[str]
-    sums: Mapping[str, int]
+    sums: Mapping[str, int] | None
 
     @classmethod
-    def of(cls, records: list[Record]) -> _Summary:
+    def of(cls, records: list[Record]) -> Summary:
         """The summary of ``records``, at least one."""
-        try:
-            sums = asdict(sum_records(records))
-        except TallystickError:
-            sums = {}  # more than a statement can say: no total is right
+        sums = None
+        with contextlib.suppress(TallystickError):
+            totals = asdict(sum_records(records))
+            sums = {name: value for name, value in totals.items() if value is not UNSET}
         return cls(
             len(records),
             min(r.started_us for r in records),
             max(r.ended_us for r in records),
             frozenset(r.deployment for r in records),
             frozenset(r.factors for r in records if r.factors is not UNSET),
-            {name: value for name, value in sums.items() if value is not UNSET},
+            sums,
         )
 
-    def plus(self, other: _Summary) -> _Summary:
+    def plus(self, other: Summary) -> Summary:
         """The summary of both."""
-        names = self.sums.keys() | other.sums.keys()
-        return _Summary(
+        sums = None
+        if self.sums is not None and other.sums is not None:
+            names = self.sums.keys() | other.sums.keys()
+            sums = {name: self.sums.get(name, 0) + other.sums.get(name, 0) for name in names}
+        return Summary(
             self.count + other.count,
             min(self.first_us, other.first_us),
             max(self.last_us, other.last_us),
             self.deployments | other.deployments,
             self.factors | other.factors,
-            {name: self.sums.get(name, 0) + other.sums.get(name, 0) for name in names},
+            sums,
         )
 
     def stated(self) -> dict[str, Any]:
@@ -84,7 +91,7 @@ class _Summary:
             "last_us": self.last_us,
             "deployments": tuple(sorted(self.deployments)),
             "factors": tuple(sorted(self.factors)),
-            "totals": Totals(**self.sums) if self.sums else None,
+            "totals": None if self.sums is None else Totals(**self.sums),
         }
 
 
@@ -108,7 +115,7 @@ class RecordRows:
         self._findings = findings
         self._deployments = {digest: deployment_columns(each) for digest, each in deployments.items()}
         self._ids: list[pa.Array] = []
-        self._summaries: dict[int, _Summary] = {}  # of batches whose records were read in part
+        self._summaries: dict[int, Summary] = {}  # of batches whose records were read in part
         self._rows = 0
         self._skipped = False
 
@@ -246,7 +253,7 @@ class RecordRows:
             batch = self._batches.get(leaves[begin])
             if batch is None or batch.exported != batch.batch.count:
                 continue
-            summary = _Summary.of(records[begin:end])
+            summary = Summary.of(records[begin:end])
             before = self._summaries.pop(leaves[begin], None)
             summary = summary if before is None else before.plus(summary)
             if summary.count < batch.batch.count:

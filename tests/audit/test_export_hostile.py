@@ -1,0 +1,110 @@
+"""Exports made to deceive an auditor, or to exhaust it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from ledger.audit import AuditReport, audit
+from ledger.audit.export import ExportSource
+from ledger.audit.export_records import Summary
+from ledger.core.export_layout import MANIFEST_FILE, STATEMENTS_FILE
+from ledger.core.records import Energy
+from ledger.core.statements import sum_records
+from ledger.store import open_store
+from tests.audit.conftest import Log, Writer
+from tests.build import HOUR_US, START_US, make_deployment, make_records
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+DEPLOYMENT = make_deployment()
+TWO_DAYS = make_records(2, DEPLOYMENT) + make_records(
+    2, DEPLOYMENT, first=10, start_us=START_US + 24 * HOUR_US
+)
+
+
+def export(log: Log, directory: Path) -> ExportSource:
+    from ledger.export.parquet import export_parquet
+
+    store = open_store(log.copy(directory / "copy.db"))
+    export_parquet(store, directory / "export", log_key=log.log_key)
+    store.close()
+    return ExportSource(directory / "export")
+
+
+def audit_of(directory: Path, monkeypatch: pytest.MonkeyPatch, records: Any, **changes: Any) -> AuditReport:
+    """Audits the export of a log whose ledger did not look at what a batch says of its records."""
+    monkeypatch.setattr("ledger.store.prepare._check_batch", lambda batch, records: None)
+    writer = Writer(directory / "ledger.db")
+    issuer = writer.issuer("gpu-7.example.com")
+    writer.log(issuer.deployment(DEPLOYMENT))
+    writer.log(issuer.batch(records, **changes))
+    log = writer.close()
+    return audit(export(log, directory), log.vkey)
+
+
+def test_batch_over_two_days_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert audit_of(tmp_path, monkeypatch, TWO_DAYS).verdict == "sound"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"totals": structs.replace(sum_records(TWO_DAYS), input_tokens=1)},
+        {"totals": structs.replace(sum_records(TWO_DAYS), water_nl=0)},
+        {"totals": sum_records(TWO_DAYS[2:])},
+        {"first_us": START_US - 1},
+        {"last_us": START_US + 48 * HOUR_US},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_wrong_summary_of_a_batch_over_two_days(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = audit_of(tmp_path, monkeypatch, TWO_DAYS, **changes)
+    assert "wrong-summary" in {each.code for each in report.findings}
+
+
+def test_total_beyond_what_a_statement_can_say_is_never_right() -> None:
+    much = make_records(2, DEPLOYMENT, energy=Energy(energy_uj=2**53 - 1, method="modelled", source="tests"))
+    beyond, rest = Summary.of(much), Summary.of(TWO_DAYS[2:])
+    assert rest.stated()["totals"] == sum_records(TWO_DAYS[2:])
+    assert rest.plus(beyond).stated()["totals"] is None
+    assert beyond.plus(rest).stated()["totals"] is None
+
+
+@pytest.mark.parametrize("name", [STATEMENTS_FILE, "records"])
+def test_file_that_was_not_signed_is_not_parsed(
+    name: str, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = export(log, tmp_path)
+    path = source.directory / name
+    path = next(path.rglob("*.parquet")) if path.is_dir() else path
+    path.write_bytes(path.read_bytes() + b"x")
+    parsed: list[Path] = []
+    real = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path: parsed.append(path) or real(path))
+    report = audit(source, log.vkey)
+    assert path not in parsed
+    assert report.verdict == "refuted"
+    assert [(each.code, each.where) for each in report.findings] == [
+        ("file-changed", path.relative_to(source.directory).as_posix())
+    ]
+    assert report.gaps
+
+
+def test_pipe_in_the_place_of_the_manifest_is_not_waited_for(log: Log, tmp_path: Path) -> None:
+    source = export(log, tmp_path)
+    (source.directory / MANIFEST_FILE).unlink()
+    os.mkfifo(source.directory / MANIFEST_FILE)
+    verdicts: list[str] = []
+    thread = threading.Thread(target=lambda: verdicts.append(audit(source, log.vkey).verdict), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert verdicts == ["refuted"]
