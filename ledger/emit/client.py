@@ -117,6 +117,7 @@ class Client:
         import urllib3
 
         headers["Accept"] = "application/cose, application/problem+json"
+        headers["Accept-Encoding"] = "identity"
         headers["User-Agent"] = f"tallystick/{__version__}"
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
@@ -128,6 +129,7 @@ class Client:
                 body=body,
                 headers=headers,
                 preload_content=False,
+                decode_content=False,  # compressed, a small answer could unpack to any size
                 redirect=False,
                 retries=False,
                 timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),

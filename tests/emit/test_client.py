@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import email.utils
+import gzip
 import json
+import socket
+import threading
 
 import pytest
 
@@ -83,3 +86,22 @@ def test_pauses_double_within_bounds_and_differ() -> None:
     assert [backoff_s(n, lambda: 1.0) for n in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
     assert backoff_s(10_000, lambda: 0.0) == 30.0
     assert len({backoff_s(3) for _ in range(10)}) > 1
+
+
+def test_compressed_answer_is_not_unpacked() -> None:
+    packed = gzip.compress(bytes(1 << 26))
+    answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = Client(f"http://127.0.0.1:{server.getsockname()[1]}", None)
+        assert client.get("/x").body == packed
+        client.close()
+        thread.join()
