@@ -303,10 +303,22 @@ def _stream(client: Any, request: dict[str, Any]) -> tuple[str, str]:
 
 
 def _next(directory: Path) -> str:
+    program = _program()
     return f"""
 Next, with what is in {directory}:
-   tallystick records list {directory}
-   tallystick audit {directory} --log-key {directory}/log.vkey
-   tallystick verify {directory}/export --log-key {directory}/log.vkey
-   tallystick serve {directory}            # then open http://127.0.0.1:8090/docs
-   tallystick demo {directory}             # again: the same log goes on"""
+   {program} records list {directory}
+   {program} audit {directory} --log-key {directory}/log.vkey
+   {program} verify {directory}/export --log-key {directory}/log.vkey
+   {program} serve {directory}      # then open http://127.0.0.1:8090/docs
+   {program} demo {directory}       # again: the same log goes on"""
+
+
+def _program() -> str:
+    """How the person at the terminal calls us."""
+    import shutil
+
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m cli"
+    found = shutil.which("tallystick")
+    return "tallystick" if found is not None and Path(found).resolve() == called.resolve() else str(called)
