@@ -187,12 +187,12 @@ def _sum_small_groups(groups: dict[Key, list[Record]]) -> dict[Key, list[int]]:
 
     def known(values: list[Any]) -> tuple[list[int], list[int]]:
         """How many values are known, and their sum."""
-        if UNSET not in set(values):
-            return counts, sums(values)
-        present = [value is not UNSET for value in values]
-        if not any(present):
+        present = [value for value in values if value is not UNSET]
+        if not present:
             return nothing, nothing
-        return sums(present), sums([0 if value is UNSET else value for value in values])
+        if len(present) == len(values):
+            return counts, sums(values)
+        return sums([value is not UNSET for value in values]), sums([0 if v is UNSET else v for v in values])
 
     counts = list(map(len, groups.values()))
     usages = [r.usage for r in records]

@@ -123,7 +123,6 @@ class SqliteSource(_DatabaseSource):
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         try:
             connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            connection.text_factory = _decode
             connection.execute(f"PRAGMA mmap_size={_MMAP_BYTES}")
             connection.execute("PRAGMA query_only=ON")
             connection.execute("BEGIN")
@@ -144,12 +143,24 @@ class SqliteSource(_DatabaseSource):
 
     def _stream(self, query: str, parameters: tuple[Any, ...] = ()) -> Iterator[Row]:
         assert self._connection is not None, "enter the source first"  # noqa: S101
-        try:
-            cursor = self._connection.execute(query, parameters)
-            while rows := cursor.fetchmany(_FETCH_ROWS):
-                yield from rows
-        except (sqlite3.Error, OverflowError) as error:
-            raise UnavailableError(f"cannot be read: {error}", where=self.name, code="unreadable") from None
+        done = 0
+        while True:
+            try:
+                cursor = self._connection.execute(query, parameters)
+                for _ in range(done):
+                    cursor.fetchone()
+                while rows := cursor.fetchmany(_FETCH_ROWS):
+                    yield from rows
+                    done += len(rows)
+            except (sqlite3.Error, OverflowError) as error:
+                if "decode" in str(error) and self._connection.text_factory is str:
+                    # Text that is not UTF-8. Our own decoder takes it, but costs a call for each cell.
+                    self._connection.text_factory = _decode
+                    continue
+                raise UnavailableError(
+                    f"cannot be read: {error}", where=self.name, code="unreadable"
+                ) from None
+            return
 
     def _tables(self) -> Iterator[Row]:
         return self._stream(

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
 from operator import add
 
 from ledger.audit.batches import BatchFacts, Key
@@ -19,6 +20,8 @@ from ledger.core.checkpoint import Checkpoint
 from ledger.core.errors import UnavailableError
 
 __all__ = ["DerivedAudit"]
+
+_PAGE_ROWS = 1_024
 
 
 class DerivedAudit:
@@ -124,34 +127,50 @@ class _Slices:
         self._rows = rows
         self._findings = findings
         self._extra: list[Row] = []  # rows of leaves without records, so far
-        self._next: Row | None = None
-        self._advance()
+        self._page: list[Row] = []
+        self._at = 0
 
     def check(self, leaf_index: int, facts: BatchFacts) -> None:
         """Compare the rows of one batch."""
         slices: defaultdict[Row, int] = defaultdict(int)
         for (_, tenant, deployment), sums in facts.rollups.items():
             slices[tenant, deployment] += sums[0]
-        rows: list[Row] = []
-        while self._next is not None and type(self._next[0]) is int and self._next[0] <= leaf_index:
-            (rows if self._next[0] == leaf_index else self._extra).append(self._next)
-            self._advance()
+        rows = self._up_to(leaf_index)
         wanted = [(leaf_index, *key, count) for key, count in sorted(slices.items())]
-        if rows == wanted and all(type(row[3]) is int for row in rows):
+        if rows == wanted and all([type(row[3]) is int for row in rows]):  # noqa: C419 - a third faster
             self._findings.counts.rows += len(rows)
             return
+        self._extra += [row for row in rows if row[0] != leaf_index]
+        rows = [row for row in rows if row[0] == leaf_index]
         compare_rows(self._findings, "batch_slice", rows, {row[:3]: row for row in wanted})
 
     def close(self, damaged: set[int]) -> None:
         """Report the rows that belong to no batch."""
-        while self._next is not None:
-            self._extra.append(self._next)
-            self._advance()
+        while self._page or self._turn():
+            self._extra += self._page[self._at :]
+            self._page = []
         compare_rows(self._findings, "batch_slice", self._extra, {}, undecided=damaged)
 
-    def _advance(self) -> None:
+    def _up_to(self, leaf_index: int) -> list[Row]:
+        """The next rows, up to those of this leaf."""
+        rows: list[Row] = []
+        while self._at < len(self._page) or self._turn():
+            page, begin = self._page, self._at
+            at = begin
+            while at < len(page) and type(page[at][0]) is int and page[at][0] <= leaf_index:
+                at += 1
+            rows += page[begin:at]
+            self._at = at
+            if at < len(page):
+                break
+        return rows
+
+    def _turn(self) -> bool:
+        """Read the next page; False at the end."""
         try:
-            self._next = next(self._rows, None)
+            self._page = list(islice(self._rows, _PAGE_ROWS))
         except UnavailableError as error:
             self._findings.gap("batch_slice", error.what)
-            self._next = None
+            self._page = []
+        self._at = 0
+        return bool(self._page)
