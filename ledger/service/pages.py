@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -49,10 +50,10 @@ def reference_page(document: dict[str, Any]) -> str:
     """The API reference from an OpenAPI document."""
     info = document["info"]
     parts = [f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1>\n"]
-    parts += [f"<p>{escape(line)}</p>\n" for line in info["description"].split("\n") if line]
+    parts.append(_markdown(info["description"]))
     parts.append('<p>For programs: <a href="/openapi.json">openapi.json</a></p>\n')
     for tag in document["tags"]:
-        parts.append(f"<h2>{escape(tag['name'])}</h2>\n<p>{escape(tag['description'])}</p>\n")
+        parts.append(f"<h2>{escape(tag['name'])}</h2>\n{_markdown(tag['description'])}\n")
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 if tag["name"] in operation.get("tags", ()):
@@ -63,23 +64,43 @@ def reference_page(document: dict[str, Any]) -> str:
 def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
     yield f'<h3 id="{escape(operation["operationId"])}">{escape(operation["summary"])}</h3>\n'
     yield f"<p><code>{method.upper()} {escape(path)}</code></p>\n"
-    yield f"<p>{escape(operation.get('description', ''))}</p>\n"
+    yield _markdown(operation.get("description", ""))
     if parameters := operation.get("parameters"):
         yield "<table>\n<tr><th>parameter</th><th>in</th><th></th></tr>\n"
         for each in parameters:
-            name, text = escape(each["name"]), escape(each.get("description", ""))
+            name, text = escape(each["name"]), _inline(each.get("description", ""))
             yield f"<tr><td><code>{name}</code></td><td>{escape(each['in'])}</td><td>{text}</td></tr>\n"
         yield "</table>\n"
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Body: <code>{escape(media_type)}</code></p>\n{_example(content.get('example'))}"
     yield "<table>\n<tr><th>status</th><th>meaning</th></tr>\n"
     for status, answer in operation["responses"].items():
-        yield f"<tr><td>{escape(status)}</td><td>{escape(answer['description'])}</td></tr>\n"
+        yield f"<tr><td>{escape(status)}</td><td>{_inline(answer['description'])}</td></tr>\n"
     yield "</table>\n"
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
             for content in answer.get("content", {}).values():
                 yield _example(content.get("example"))
+
+
+def _markdown(text: str) -> str:
+    """The little Markdown that our descriptions use: paragraphs, lists, bold and code."""
+    blocks: list[tuple[str, list[str]]] = []
+    for line in text.split("\n"):
+        if not line.strip():
+            blocks.append(("", []))
+        elif line.startswith("* "):
+            blocks.append(("li", [line[2:]]))
+        elif blocks and blocks[-1][1]:
+            blocks[-1][1].append(line.strip())
+        else:
+            blocks.append(("p", [line]))
+    return "".join(f"<{tag}>{_inline(' '.join(lines))}</{tag}>\n" for tag, lines in blocks if lines)
+
+
+def _inline(text: str) -> str:
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
 
 
 def _example(example: Any) -> str:
