@@ -147,6 +147,7 @@ class Sequencer:
         self._tip: Tip | None = None
         self._thread: threading.Thread | None = None
         self._publish_next = 0.0
+        self._unpublished: bytes | None = None
         self._closed = threading.Event()
         with store.read() as connection:
             self.log = Log(queries.log_head(connection).origin, log_key)
@@ -215,7 +216,11 @@ class Sequencer:
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            first = self._waiting.get()
+            try:
+                first = self._waiting.get(timeout=None if self._unpublished is None else PUBLISH_INTERVAL_S)
+            except queue.Empty:
+                self._publish_rest()
+                continue
             group: list[_Work] = []
             records = 0
             work: _Work | None = first
@@ -234,6 +239,7 @@ class Sequencer:
                     break
             if group:
                 self._append(group)
+        self._publish_rest()
         while True:  # whoever slipped in while we stopped must not wait for ever
             try:
                 late = self._waiting.get_nowait()
@@ -295,11 +301,21 @@ class Sequencer:
         return outcomes, checkpoint, tip.size
 
     def _publish(self, checkpoint: bytes) -> None:
-        now = time.monotonic()
-        if self._published is None or now < self._publish_next:
+        self._unpublished = checkpoint if self._published is not None else None
+        if time.monotonic() >= self._publish_next:
+            self._publish_rest()
+
+    def _publish_rest(self) -> None:
+        """Publish the newest checkpoint if it is not yet: the last one of a burst must not wait for more."""
+        checkpoint, self._unpublished = self._unpublished, None
+        if self._published is None or checkpoint is None:
             return
-        self._publish_next = now + PUBLISH_INTERVAL_S
+        self._publish_next = time.monotonic() + PUBLISH_INTERVAL_S
         try:
+            with contextlib.suppress(FileNotFoundError, TallystickError):
+                seen = open_checkpoint(self._published.read_bytes(), self.verifier_key)
+                if seen.size > open_checkpoint(checkpoint, self.verifier_key).size:
+                    return  # another replica was further when it wrote
             temporary = self._published.with_suffix(".new")
             temporary.write_bytes(checkpoint)
             os.replace(temporary, self._published)
@@ -341,7 +357,14 @@ def check_consistent(connection: Connection, key: VerifierKey, published: Path |
     if queries.statement_count(connection) != head.size:
         raise contradiction(f"there are not exactly {head.size} statements", "statement")
     if published is not None and published.exists():
-        seen = open_checkpoint(published.read_bytes(), key)
+        try:
+            seen = open_checkpoint(published.read_bytes(), key)
+        except InvalidError as error:  # cut by a crash, or another log's
+            raise contradiction(
+                f"is not a checkpoint of this log ({error.what}); once an audit finds the database sound, "
+                "remove the file",
+                str(published),
+            ) from None
         if seen.size > head.size:
             raise contradiction(
                 f"a checkpoint of size {seen.size} was published, but the database ends at {head.size}: "

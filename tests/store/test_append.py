@@ -275,6 +275,47 @@ def test_restart_refuses_an_older_copy_of_the_database(world: World) -> None:
     assert caught.value.code == "log-rolled-back"
 
 
+def test_last_checkpoint_of_a_burst_is_published(world: World) -> None:
+    """Also when nothing follows it: otherwise a copy that lacks only the burst's end would pass for new."""
+    published = world.path / "checkpoint"
+
+    def sizes() -> tuple[int, int]:
+        with world.store.read() as connection:
+            head = queries.log_head(connection)
+        return open_checkpoint(published.read_bytes(), world.sequencer.verifier_key).size, head.size
+
+    for _ in range(5):
+        world.log(world.issuer.heartbeat())
+    deadline = time.monotonic() + 5
+    while sizes()[0] != sizes()[1] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sizes()[0] == sizes()[1]
+    for _ in range(5):
+        world.log(world.issuer.heartbeat())
+    world.sequencer.stop()
+    assert sizes()[0] == sizes()[1]
+
+
+def test_restart_names_a_published_checkpoint_that_was_cut(world: World) -> None:
+    world.sequencer.stop()
+    (world.path / "checkpoint").write_bytes(b"")
+    with pytest.raises(CorruptError) as caught:
+        Sequencer(world.store, world.log_key, published=world.path / "checkpoint").start()
+    assert caught.value.where == str(world.path / "checkpoint")
+
+
+def test_older_checkpoint_does_not_replace_a_published_one(world: World) -> None:
+    published = world.path / "checkpoint"
+    with world.store.read() as connection:
+        old = queries.log_head(connection).checkpoint.encode()
+    world.log(world.issuer.heartbeat())
+    world.sequencer.stop()
+    newest = published.read_bytes()
+    other = Sequencer(world.store, world.log_key, published=published)
+    other._publish(old)
+    assert published.read_bytes() == newest != old
+
+
 @pytest.mark.parametrize(
     ("sql", "where"),
     [
