@@ -334,6 +334,13 @@ class Chain:
         spool = self._spool
         spool.check_room(len(data))
         path = spool.path_of(self.head.next_seq)
+        if path.exists():  # the lock's file was deleted under us: never write over what another one signed
+            raise UnavailableError(
+                f"another process wrote statement {self.head.next_seq} meanwhile",
+                where=path.name,
+                remedy="do not delete the spool's lock file while recorders run",
+                code="spool-unavailable",
+            )
         try:
             replace_file(path, data)
         except OSError:

@@ -352,3 +352,17 @@ def test_a_whole_session_leaves_no_file(spool_dir: Path) -> None:
         session.settle(ids.marks[GIVEN])
         session.close()
     assert not list(spool.sessions.iterdir())
+
+
+def test_a_deleted_lock_file_costs_no_statement(spool_dir: Path) -> None:
+    """Two holders of a lock whose file was deleted: the second to write must not write over the first."""
+    spool, other = Spool(spool_dir, ISSUER), Spool(spool_dir)
+    with spool.locked() as chain:
+        (spool_dir / "lock").unlink()
+        append(other)
+        first = spool.load(0).statement.entry
+        with pytest.raises(UnavailableError, match="meanwhile"):
+            chain.append(spooled_after(chain, dropped=1))
+    assert spool.load(0).statement.entry == first
+    append(spool)
+    check_chain(spool, 2)
