@@ -135,6 +135,11 @@ class StatementRows:
                 f"ends at leaf {last}, not at {size - 1}",
                 CHANGED,
             )
+        if not self._whole:
+            findings.note(
+                "the export holds a part of the log: what is there is proven, but not that no statement of "
+                "its period was left out"
+            )
         for verify in self._roots.waiting.pop(size, ()):
             verify(self._checkpoint.root)
         if self._roots.waiting:

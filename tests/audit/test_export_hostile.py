@@ -13,14 +13,16 @@ from msgspec import structs
 from ledger.audit import AuditReport, audit
 from ledger.audit.export import ExportSource
 from ledger.audit.export_records import Summary
-from ledger.core.export_layout import MANIFEST_FILE, STATEMENTS_FILE
+from ledger.core.export_layout import MANIFEST_FILE, STATEMENTS_FILE, Manifest
 from ledger.core.records import Energy
 from ledger.core.statements import sum_records
 from ledger.store import open_store
 from tests.audit.conftest import Log, Writer
+from tests.audit.test_export import resign
 from tests.build import HOUR_US, START_US, make_deployment, make_records
 
 pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.compute")
 pq = pytest.importorskip("pyarrow.parquet")
 
 DEPLOYMENT = make_deployment()
@@ -29,11 +31,11 @@ TWO_DAYS = make_records(2, DEPLOYMENT) + make_records(
 )
 
 
-def export(log: Log, directory: Path) -> ExportSource:
+def export(log: Log, directory: Path, **options: Any) -> ExportSource:
     from ledger.export.parquet import export_parquet
 
     store = open_store(log.copy(directory / "copy.db"))
-    export_parquet(store, directory / "export", log_key=log.log_key)
+    export_parquet(store, directory / "export", log_key=log.log_key, **options)
     store.close()
     return ExportSource(directory / "export")
 
@@ -108,3 +110,28 @@ def test_pipe_in_the_place_of_the_manifest_is_not_waited_for(log: Log, tmp_path:
     thread.start()
     thread.join(10)
     assert verdicts == ["refuted"]
+
+
+def test_partial_export_says_that_statements_can_be_missing(log: Log, tmp_path: Path) -> None:
+    """Whoever has the log's key can leave a whole batch out of a partial export: no auditor can tell."""
+    source = export(log, tmp_path, from_us=START_US, to_us=START_US + HOUR_US)
+    path = source.directory / STATEMENTS_FILE
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    gone = next(row for row in rows if row["exported_records"])
+    rows.remove(gone)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    (part,) = source.directory.glob("records/*/*.parquet")
+    records = pq.read_table(part)
+    pq.write_table(records.filter(pa.compute.field("leaf_index") != gone["leaf_index"]), part)
+
+    def recount(manifest: Manifest) -> Manifest:
+        left = pq.read_metadata(part).num_rows
+        counts = {STATEMENTS_FILE: len(rows), part.relative_to(source.directory).as_posix(): left}
+        files = tuple(structs.replace(each, rows=counts.get(each.path, each.rows)) for each in manifest.files)
+        return structs.replace(manifest, files=files, statements=len(rows), records=left)
+
+    resign(log, source.directory, recount)
+    report = audit(source, log.vkey)
+    assert report.findings == ()
+    assert any("left out" in each for each in report.notes)
