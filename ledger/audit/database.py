@@ -122,16 +122,18 @@ class SqliteSource(_DatabaseSource):
     def __enter__(self) -> SqliteSource:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         try:
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            connection.execute(f"PRAGMA mmap_size={_MMAP_BYTES}")
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute("BEGIN")
-            connection.execute("SELECT count(*) FROM log_head").fetchone()  # the snapshot begins here
+            self._connection = _open(uri)
         except sqlite3.Error as error:
-            raise UnavailableError(
-                f"cannot be read as a ledger's database: {error}", where=self.name, code="unreadable"
-            ) from None
-        self._connection = connection
+            # A file in WAL mode needs its two companions, which nobody can make on a read-only medium. Where
+            # there is no log of unwritten pages either, nobody has it open: the file alone is all.
+            try:
+                if Path(f"{self.path}-wal").exists():
+                    raise error
+                self._connection = _open(f"{uri}&immutable=1")
+            except sqlite3.Error as final:
+                raise UnavailableError(
+                    f"cannot be read as a ledger's database: {final}", where=self.name, code="unreadable"
+                ) from None
         return self
 
     def __exit__(
@@ -199,6 +201,19 @@ class SqliteSource(_DatabaseSource):
                 ) from None
 
         return fetch
+
+
+def _open(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA mmap_size={_MMAP_BYTES}")
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM log_head").fetchone()  # takes the snapshot
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _decode(text: bytes) -> str:

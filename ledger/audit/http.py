@@ -64,11 +64,19 @@ class UrlSource:
     def __init__(self, url: str, *, api_key: str | None = None, workers: int = 8) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise InvalidError("is not the URL of a service", where=url, remedy="use http:// or https://")
+            raise InvalidError(
+                "is not the URL of a service", remedy="use http:// or https://", code="bad-target"
+            )
+        if parts.username is not None or parts.password is not None:
+            raise InvalidError(
+                "the URL has a password in it",
+                where=parts.hostname,
+                remedy="pass an API key instead",
+                code="bad-target",
+            )
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise InvalidError("the API key has characters that no key has", code="bad-api-key")
-        host = parts.netloc.rpartition("@")[2]  # never show a password in a report
-        self.name = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        self.name = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         self._host = parts.hostname
         self._scheme = parts.scheme
         self._api_key = api_key

@@ -18,6 +18,7 @@ Verdict: TypeAlias = Literal["sound", "refuted", "unknown"]
 
 DEFAULT_LIMIT = 1_000
 """Findings that are kept word for word. Later ones are counted: a broken log can have one for each row."""
+_MAX_GAPS = 1_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Findings:
     limit: int = DEFAULT_LIMIT
     kept: list[Finding] = field(default_factory=list)
     more: int = 0
-    gaps: list[Gap] = field(default_factory=list)
+    gaps: dict[Gap, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
 
@@ -121,10 +122,11 @@ class Findings:
         self.add(code or error.code, where, what, error.remedy)
 
     def gap(self, where: str, why: str) -> None:
-        """Note that something was not checked; once for each place."""
-        gap = Gap(where, why)
-        if gap not in self.gaps:
-            self.gaps.append(gap)
+        """Note that something was not checked; once for each place and reason."""
+        if len(self.gaps) < _MAX_GAPS:
+            self.gaps.setdefault(Gap(where, why))
+        else:
+            self.gaps.setdefault(Gap("further places", "there are too many to name"))
 
     def note(self, text: str) -> None:
         """Note something that does not bear on the verdict; once."""

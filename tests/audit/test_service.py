@@ -198,7 +198,10 @@ def test_what_cannot_be_a_service() -> None:
             UrlSource(url)
     with pytest.raises(InvalidError):
         UrlSource("https://example.com", api_key="a b")
-    assert UrlSource("https://user:secret@example.com/log/").name == "https://example.com/log"
+    with pytest.raises(InvalidError) as refused:
+        UrlSource("https://user:secret@example.com/log/")
+    assert "secret" not in str(refused.value)
+    assert UrlSource("https://example.com/log/").name == "https://example.com/log"
 
 
 def test_nobody_answers(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

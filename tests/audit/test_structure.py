@@ -348,3 +348,23 @@ def test_auditing_changes_nothing(log: Log, tmp_path: Path) -> None:
     path.chmod(0o444)
     assert log.audit(path).verdict == "sound"
     assert path.read_bytes() == before
+
+
+def test_a_read_only_medium(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In WAL mode, where the files that SQLite wants beside the database cannot be made."""
+    path = log.copy(tmp_path / "copy.db")
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+    real = sqlite3.connect
+
+    def connect(target: str, **options: object) -> sqlite3.Connection:
+        if "immutable" not in target:
+            raise sqlite3.OperationalError("unable to open database file")
+        return real(target, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    assert log.audit(path).verdict == "sound"
+    Path(f"{path}-wal").write_bytes(b"x")
+    with pytest.raises(UnavailableError):
+        log.audit(path)
