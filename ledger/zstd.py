@@ -3,11 +3,14 @@
 import sys
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdDecompressor, ZstdError, compress
+    from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdError, compress
 else:
-    from backports.zstd import ZstdDecompressor, ZstdError, compress
+    from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError, compress
 
 __all__ = ["ZstdDecompressor", "ZstdError", "compress", "decompress_bounded"]
+
+_MAX_WINDOW_LOG = 23
+"""8 MiB, what RFC 8878 asks every decoder for: a frame cannot claim more memory than that."""
 
 
 def decompress_bounded(data: bytes, limit: int) -> bytes | None:
@@ -16,7 +19,7 @@ def decompress_bounded(data: bytes, limit: int) -> bytes | None:
     Raises:
         ZstdError: not one complete zstd frame.
     """
-    decompressor = ZstdDecompressor()
+    decompressor = ZstdDecompressor(options={DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
     out = decompressor.decompress(data, max_length=limit + 1)
     if len(out) > limit:
         return None

@@ -259,4 +259,19 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "A proof in an audited export does not lead to the log's root.",
         "Keep the evidence, and ask who made the export.",
     ),
+    (
+        "bad-target", 422, "Nothing that can be audited",
+        "The address names neither a service, nor a database, nor a ledger's folder, nor an export.",
+        "Name one of these; see `tallystick audit --help`.",
+    ),
+    (
+        "bad-record-proof", 422, "Record proof does not hold",
+        "Record, position, path, statement or leaf index of a record proof do not fit each other.",
+        "Get the proof again; if it stays so, keep both and ask who changed it.",
+    ),
+    (
+        "forked", 422, "Two trees of one size",
+        "Two things that the log signed for one size have different roots: it showed two histories.",
+        "Keep both: together they prove it.",
+    ),
 )  # fmt: skip

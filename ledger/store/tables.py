@@ -1,8 +1,8 @@
 """The tables. Evidence is in ``statement``, ``tile`` and ``checkpoint``; the rest is derived from them.
 
 Each row of a derived table can be computed again from the statements and their records, and the auditor does
-so. A statement's records are one compressed block in its row: measured against one row per record, this
-takes a third of the space and a fifth of the time.
+so. A statement's records are one compressed block in its row: 180 to 240 bytes a record with all beside
+it, where one row per record with three indexes takes 1,126.
 """
 
 from __future__ import annotations

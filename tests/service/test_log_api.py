@@ -23,11 +23,11 @@ def grow(h: Harness, size: int) -> None:
     statements = [h.issuer.heartbeat() for _ in range(size - 3)]
     futures = []
     service = h.client.app.state.service
-    from ledger.store import prepare_statement
+    from ledger.store import Limits, prepare_statement
 
     for statement in statements:
         prepared = prepare_statement(
-            statement.entry, None, key_of=service.issuer_key, now_us=2**53 - 1, limits=service.limits
+            statement.entry, None, key_of=lambda *_: h.issuer.key.public, now_us=2**53 - 1, limits=Limits()
         )
         futures.append(service.sequencer.submit(prepared))
     for future in futures:

@@ -78,7 +78,10 @@ def receipt_bytes(connection: Connection, origin: str, row: Any) -> bytes:
     reader = tile_reader(connection, row.tree_size)
     keys = table(IssuerKeyRow)
     encoded = connection.execute(
-        select(keys.c.cose_key).where(keys.c.issuer == origin).order_by(keys.c.added_leaf.desc()).limit(1)
+        select(keys.c.cose_key)
+        .where(keys.c.issuer == origin, keys.c.added_leaf <= row.leaf_index)
+        .order_by(keys.c.added_leaf.desc())
+        .limit(1)
     ).scalar_one()
     return receipts.assemble_receipt(
         origin=origin,
