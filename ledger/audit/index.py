@@ -45,12 +45,9 @@ class IndexAudit:
             return
         count = len(ids)
         first = leaf_index * PLACES_PER_LEAF
-        logged = list(zip(ids, range(first, first + count), strict=True))
         stored = self._fetch(count)
         self._findings.counts.rows += len(stored)
-        if not self._open and stored == logged:
-            return
-        self._open.symmetric_difference_update(logged)
+        self._open.symmetric_difference_update(zip(ids, range(first, first + count), strict=True))
         self._open.symmetric_difference_update(stored)
         if len(self._open) > _MAX_OPEN:
             self._give_up(leaf_index)
