@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from cli.reference import render
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
-# A cold import on a busy machine takes longer than the quarter of a second that is usual.
 HELP_SECONDS = 0.3
 HEAVY = ("sqlalchemy", "fastapi", "pyarrow", "duckdb", "cryptography", "msgspec", "urllib3", "alembic")
 
@@ -89,15 +88,17 @@ def test_reference_page_is_current() -> None:
 
 
 def test_help_is_instant() -> None:
+    """In CPU seconds, the best of a few: the clock on the wall belongs to the machine's other work too."""
     command = [sys.executable, "-m", "cli", "--help"]
-    best = HELP_SECONDS + 1
+    taken = []
     for _ in range(8):
-        begun = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        best = min(best, time.perf_counter() - begun)
-        if best < HELP_SECONDS:
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if taken[-1] < HELP_SECONDS:
             return
-    pytest.fail(f"--help took {best:.2f} s")
+    pytest.fail(f"--help took {min(taken):.2f} s")
 
 
 def test_help_imports_nothing_heavy() -> None:
