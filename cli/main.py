@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import api_keys, audit, demo, export, init, issuers, keys, receipts, records, serve, verify
+from cli import api_keys, audit, demo, export, init, issuers, keys, migrate, receipts, records, serve, verify
 from cli.errors import Commands
 from cli.options import Json, command, examples
 
@@ -59,6 +59,7 @@ def version(json: Json = False) -> None:
 
 command(app, *init.EXAMPLES)(init.init)
 command(app, *serve.EXAMPLES)(serve.serve)
+command(app, *migrate.EXAMPLES)(migrate.migrate)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")

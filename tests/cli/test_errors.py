@@ -30,6 +30,7 @@ FAILING = [
     ("verify", "/nowhere", "--log-key", "/nowhere/log.vkey"),
     ("export", "parquet", "/nowhere", "/nowhere/out"),
     ("serve", "/nowhere"),
+    ("migrate", "/nowhere"),
     ("init", "/dev/null/x", "--origin", "log.example.com"),
 ]
 
