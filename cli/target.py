@@ -1,4 +1,4 @@
-"""What TARGET names: a ledger's folder, read and changed or the URL of a service. Both answer alike.
+"""What TARGET names: a ledger's folder on this machine, or the URL of a service. Both answer alike.
 
 Answers have the shapes of the HTTP API, so that ``--json`` shows the same for a folder and for a URL.
 """
