@@ -7,13 +7,12 @@ uncompressed. Some requests run at once, so that an audit is not as slow as the 
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from ledger.audit.sources import Leaf, Row
@@ -25,6 +24,11 @@ from ledger.core.records import MAX_RECORD_BYTES
 from ledger.core.statements import Batch, decode_statement
 from ledger.core.tiles import MAX_ENTRY, TILE_WIDTH, decode_bundle, entries_path, tile_path
 
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
+
+    from ledger.http_call import Answer
+
 __all__ = ["UrlSource"]
 
 _MAX_RECEIPT_BYTES = 16_384
@@ -35,16 +39,14 @@ _BACKOFF_S = 0.5
 _MAX_WAIT_S = 30.0
 _RETRIED = frozenset({429, 502, 503, 504})
 _AHEAD = 4
-"""Requests in flight per worker: enough to keep it busy, little enough to hold in memory."""
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Leaves in flight per worker: enough to keep it busy."""
+_BUNDLES_AHEAD = 4
+"""Bundles in flight, each of up to 16 MiB: they have up to 256 leaves each, so these are enough."""
+_AHEAD_BYTES = 128 << 20
+"""What the records of all leaves in flight may take. Those that are longer than their share of it, of up to
+64 MiB, are fetched when their turn comes, one at a time: so an audit holds at most 256 MiB of answers."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Reply:
-    status: int
-    body: bytes
 
 
 class UrlSource:
@@ -77,22 +79,16 @@ class UrlSource:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise InvalidError("the API key has characters that no key has", code="bad-api-key")
         self.name = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-        self._host = parts.hostname
-        self._scheme = parts.scheme
         self._api_key = api_key
         self._workers = max(1, workers)
         self._note: bytes | None = None
-        self._pool: Any = None
+        self._pool: PoolManager | None = None
         self._executor: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> UrlSource:
-        import urllib3
+        from ledger import http_call  # which imports urllib3: not for audits of files
 
-        proxy = None
-        if self._host not in _LOOPBACK and not urllib.request.proxy_bypass(self._host):
-            proxy = urllib.request.getproxies().get(self._scheme)
-        options: dict[str, Any] = {"num_pools": 1, "maxsize": self._workers, "block": True}
-        self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        self._pool = http_call.open_pool(self.name, self._workers)
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="tallystick-audit")
         try:
             self._note = self._get("/checkpoint", MAX_NOTE_BYTES)
@@ -126,9 +122,13 @@ class UrlSource:
     def leaves(self, size: int) -> Iterator[Leaf]:
         """The entries below ``size``, batches with their records, all with their receipts."""
         bundles = self._ahead(
-            range(0, size, TILE_WIDTH), lambda first: self._bundle(first, min(TILE_WIDTH, size - first))
+            range(0, size, TILE_WIDTH),
+            lambda first: self._bundle(first, min(TILE_WIDTH, size - first)),
+            _BUNDLES_AHEAD,
         )
-        return self._ahead((pair for bundle in bundles for pair in bundle), self._leaf)
+        entries = (pair for bundle in bundles for pair in bundle)
+        for leaf, records_limit in self._ahead(entries, self._leaf, _AHEAD * self._workers):
+            yield leaf if records_limit is None else self._with_records(leaf, records_limit)
 
     def _bundle(self, first: int, width: int) -> list[tuple[int, bytes]]:
         path = entries_path(first // TILE_WIDTH, width)
@@ -138,30 +138,45 @@ class UrlSource:
             raise UnavailableError(error.what, where=path, code="unreadable") from None
         return list(enumerate(entries, start=first))
 
-    def _leaf(self, pair: tuple[int, bytes]) -> Leaf:
-        """Fetch what belongs to an entry. What cannot be had is left out, with the reason."""
+    def _leaf(self, pair: tuple[int, bytes]) -> tuple[Leaf, int | None]:
+        """Fetch what belongs to an entry. What cannot be had is left out, with the reason.
+
+        Returns:
+            The leaf; and how long its records may be, if they are too long to be fetched ahead.
+        """
         index, entry = pair
         missing: list[tuple[str, str]] = []
-        receipt = self._try("receipts", missing, f"/entries/{index}", _MAX_RECEIPT_BYTES)
-        lines = None
+        receipt = None
+        try:
+            receipt = self._get(f"/entries/{index}", _MAX_RECEIPT_BYTES)
+        except UnavailableError as error:
+            missing.append(("receipts", error.what))
+        leaf = Leaf(index, entry, receipt=receipt, missing=tuple(missing))
         try:
             payload = decode_statement(entry).payload
         except TallystickError:
-            payload = None  # the audit finds it
-        if isinstance(payload, Batch):
-            if self._api_key is None:
-                missing.append(("records", "they need an API key of scope read, and none was given"))
-            else:
-                limit = payload.count * (MAX_RECORD_BYTES + 1)
-                lines = self._try("records", missing, f"/entries/{index}/records", limit)
-        return Leaf(index, entry, lines=lines, receipt=receipt, missing=tuple(missing))
-
-    def _try(self, what: str, missing: list[tuple[str, str]], path: str, limit: int) -> bytes | None:
+            return leaf, None  # the audit finds it
+        if not isinstance(payload, Batch):
+            return leaf, None
+        if self._api_key is None:
+            return _without_records(leaf, "they need an API key of scope read, and none was given"), None
+        limit = payload.count * (MAX_RECORD_BYTES + 1)
+        share = _AHEAD_BYTES // (_AHEAD * self._workers)
         try:
-            return self._get(path, limit)
+            return replace(leaf, lines=self._records(index, min(limit, share))), None
         except UnavailableError as error:
-            missing.append((what, error.what))
-            return None
+            if error.code == "too-large" and limit > share:
+                return leaf, limit
+            return _without_records(leaf, error.what), None
+
+    def _with_records(self, leaf: Leaf, limit: int) -> Leaf:
+        try:
+            return replace(leaf, lines=self._records(leaf.index, limit))
+        except UnavailableError as error:
+            return _without_records(leaf, error.what)
+
+    def _records(self, index: int, limit: int) -> bytes:
+        return self._get(f"/entries/{index}/records", limit)
 
     def tile(self, level: int, index: int, width: int) -> bytes | None:
         """A tile of exactly this width; None if the service has none."""
@@ -188,13 +203,13 @@ class UrlSource:
 
     # --- requests ---
 
-    def _ahead(self, items: Any, work: Callable[[Any], _T]) -> Iterator[_T]:
-        """Yield ``work(item)`` in order, with some requests under way ahead of the reader."""
+    def _ahead(self, items: Any, work: Callable[[Any], _T], depth: int) -> Iterator[_T]:
+        """Yield ``work(item)`` in order, with ``depth`` of them under way ahead of the reader."""
         assert self._executor is not None, "enter the source first"  # noqa: S101
         waiting: deque[Future[_T]] = deque()
         for item in items:
             waiting.append(self._executor.submit(work, item))
-            if len(waiting) >= _AHEAD * self._workers:
+            if len(waiting) >= depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -202,14 +217,14 @@ class UrlSource:
     def _get(self, path: str, limit: int) -> bytes:
         return self._body(self._fetch(path, limit))
 
-    def _body(self, reply: _Reply) -> bytes:
+    def _body(self, reply: Answer) -> bytes:
         if reply.status == 200:
             return reply.body
         reasons = {401: "the API key is missing or wrong", 403: "the API key does not have scope read"}
         reason = reasons.get(reply.status, "the service did not give it")
         raise UnavailableError(f"{reason} (status {reply.status})", where=self.name, code="not-given")
 
-    def _fetch(self, path: str, limit: int) -> _Reply:
+    def _fetch(self, path: str, limit: int) -> Answer:
         """Fetch ``path``, again where that may help.
 
         Raises:
@@ -231,40 +246,18 @@ class UrlSource:
             wait_s *= 2
         raise AssertionError  # the last round returned or raised
 
-    def _request(self, path: str, limit: int) -> tuple[_Reply, float]:
-        import urllib3
+    def _request(self, path: str, limit: int) -> tuple[Answer, float]:
+        from ledger import http_call
 
-        headers = {"Accept-Encoding": "identity", "Accept": "*/*"}
+        headers = {"Accept": "*/*"}
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
-        deadline = time.monotonic() + _TOTAL_S
-        try:
-            response = self._pool.request(
-                "GET",
-                self.name + path,
-                headers=headers,
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
-            )
-            try:
-                allowed = limit if response.status == 200 else _MAX_PROBLEM_BYTES
-                received = bytearray()
-                while chunk := response.read1(64 * 1024):
-                    received += chunk
-                    if len(received) > allowed or time.monotonic() > deadline:
-                        response.close()
-                        raise UnavailableError(
-                            f"the answer to {path} is longer than {allowed} bytes, or too slow",
-                            where=self.name,
-                            code="too-large",
-                        )
-                retry_after = response.headers.get("Retry-After", "")
-                seconds = float(retry_after) if retry_after.isdecimal() else 0.0
-                return _Reply(response.status, bytes(received)), seconds
-            finally:
-                response.release_conn()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ConnectionError(type(error).__name__) from None
+        assert self._pool is not None, "enter the source first"  # noqa: S101
+        limits = http_call.Limits(_CONNECT_S, _READ_S, _TOTAL_S, limit, _MAX_PROBLEM_BYTES)
+        answer = http_call.call(self._pool, "GET", self.name + path, limits, headers=headers)
+        retry_after = answer.headers.get("retry-after", "")
+        return answer, float(retry_after[:9]) if retry_after.isdecimal() else 0.0
+
+
+def _without_records(leaf: Leaf, why: str) -> Leaf:
+    return replace(leaf, missing=(*leaf.missing, ("records", why)))

@@ -7,10 +7,9 @@ that was named, and nowhere else.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ledger import __version__
@@ -114,58 +113,25 @@ class Client:
         return self._request("GET", path, {}, None)
 
     def _request(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Reply:
-        import urllib3
+        from ledger import http_call  # which imports urllib3: not before something is sent
 
         headers["Accept"] = "application/cose, application/problem+json"
-        headers["Accept-Encoding"] = "identity"
         headers["User-Agent"] = f"tallystick/{__version__}"
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
-        deadline = time.monotonic() + _TOTAL_S
+        if self._pool is None:
+            self._pool = http_call.open_pool(self.url)
+        limits = http_call.Limits(_CONNECT_S, _READ_S, _TOTAL_S, MAX_REPLY_BYTES, MAX_REPLY_BYTES)
         try:
-            response = self._connect().request(
-                method,
-                self.url + path,
-                body=body,
-                headers=headers,
-                preload_content=False,
-                decode_content=False,  # compressed, a small answer could unpack to any size
-                redirect=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
-            )
-            try:
-                received = bytearray()
-                while chunk := response.read1(64 * 1024):
-                    received += chunk
-                    if len(received) > MAX_REPLY_BYTES or time.monotonic() > deadline:
-                        response.close()
-                        raise UnavailableError("the answer is too long or too slow", where=self.url)
-                fields = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(response.status, fields, bytes(received))
-            finally:
-                response.release_conn()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            answer = http_call.call(self._pool, method, self.url + path, limits, headers=headers, body=body)
+        except ConnectionError as error:
             raise UnavailableError(
-                f"the ledger cannot be reached: {_first_cause(error)}",
+                f"the ledger cannot be reached: {error}",
                 where=self.url,
                 remedy="nothing to do if it comes back; statements wait in the spool",
                 code="ledger-unreachable",
             ) from None
-
-    def _connect(self) -> urllib3.PoolManager:
-        import urllib.request
-
-        import urllib3
-
-        if self._pool is None:
-            parts = urlsplit(self.url)
-            proxy = None
-            if parts.hostname not in _LOOPBACK and not urllib.request.proxy_bypass(parts.hostname or ""):
-                proxy = urllib.request.getproxies().get(parts.scheme)
-            options: dict[str, Any] = {"num_pools": 1, "maxsize": 1}
-            self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-        return self._pool
+        return Reply(answer.status, answer.headers, answer.body)
 
     def close(self) -> None:
         """Close the connection. The next request opens another."""
@@ -213,8 +179,3 @@ def _retry_after(value: str, now_s: float) -> float | None:
     except (ValueError, TypeError):
         return None
     return min(max(0.0, when - now_s), MAX_RETRY_AFTER_S)
-
-
-def _first_cause(error: BaseException) -> str:
-    cause = error.__cause__ or getattr(error, "reason", None) or error
-    return str(cause)[:200] or type(error).__name__

@@ -181,6 +181,26 @@ def test_endless_answers_are_cut(path: str, service: Service) -> None:
     assert any("longer than" in each.why for each in report.gaps)
 
 
+def test_records_beyond_their_share_of_memory_come_one_at_a_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple[int, str]] = []
+    fetch = UrlSource._records
+
+    def seen(source: UrlSource, index: int, limit: int) -> bytes:
+        block = fetch(source, index, limit)
+        fetched.append((index, threading.current_thread().name))
+        return block
+
+    monkeypatch.setattr(UrlSource, "_records", seen)
+    monkeypatch.setattr("ledger.audit.http._AHEAD_BYTES", 32 * 100)
+    report = service.audit()
+    assert report.verdict == "sound"
+    assert report.counts.records == 20
+    assert {thread for _, thread in fetched} == {threading.current_thread().name}
+    assert [index for index, _ in fetched] == sorted({index for index, _ in fetched})
+
+
 def test_a_busy_service_is_asked_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.audit.http._BACKOFF_S", 0.001)
     asked: dict[str, int] = {}
