@@ -184,6 +184,16 @@ class Sequencer:
 
     def add_key(self, issuer: str, key: PublicKey, *, rotate: bool = False) -> Future[Registration]:
         """Log that ``issuer`` signs with ``key`` from now on."""
+        self._check_not_own(issuer)
+        return self._enqueue(OwnStatement(_key_change("rotate" if rotate else "add", issuer, key)))
+
+    def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
+        """Log that ``key`` of ``issuer`` is refused from now on."""
+        self._check_not_own(issuer)
+        return self._enqueue(OwnStatement(_key_change("revoke", issuer, key, reason)))
+
+    def _check_not_own(self, issuer: str) -> None:
+        """The log's key comes with its genesis and stays: receipts would lose their signer."""
         check_issuer_id(issuer)
         if issuer == self.log.origin:
             raise RefusedError(
@@ -192,11 +202,6 @@ class Sequencer:
                 remedy="choose another issuer name",
                 code="bad-issuer-name",
             )
-        return self._enqueue(OwnStatement(_key_change("rotate" if rotate else "add", issuer, key)))
-
-    def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
-        """Log that ``key`` of ``issuer`` is refused from now on."""
-        return self._enqueue(OwnStatement(_key_change("revoke", issuer, key, reason)))
 
     def _enqueue(self, item: Item) -> Future[Registration]:
         if self._thread is None or self._closed.is_set():

@@ -199,6 +199,13 @@ def test_the_logs_own_name_cannot_be_registered(world: World) -> None:
         world.sequencer.add_key(ORIGIN, generate_key().public)
 
 
+def test_the_logs_own_key_cannot_be_revoked(world: World) -> None:
+    with pytest.raises(RefusedError) as caught:
+        world.sequencer.revoke_key(ORIGIN, world.log_key.public)
+    assert caught.value.code == "bad-issuer-name"
+    assert world.log(world.issuer.batch(make_records(1, DEPLOYMENT))).fresh
+
+
 def test_many_threads_make_one_history(world: World) -> None:
     issuers = [Issuer(f"gpu-{n}.example.com") for n in range(8)]
     for issuer in issuers:
