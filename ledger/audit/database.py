@@ -84,7 +84,7 @@ class _DatabaseSource:
         return self._stream(f"SELECT {_columns(table)} FROM {table} ORDER BY {keys}")  # noqa: S608
 
     def unexpected(self) -> Iterator[str]:
-        """Tables that this auditor does not know, and a schema of another version."""
+        """Tables that this auditor does not know, and a schema of another or no version."""
         names = {name for (name,) in self._tables()}
         yield from sorted(f"table {name}" for name in names - COLUMNS.keys() - {_VERSION_TABLE})
         yield from self._odd_schema()
@@ -92,6 +92,8 @@ class _DatabaseSource:
             revisions = [str(row[0]) for row in self._stream("SELECT version_num FROM alembic_version")]
             if len(revisions) != 1 or revisions[0] not in SCHEMA_REVISIONS:
                 yield f"{_VERSION_TABLE}: schema revision {', '.join(revisions)[:80] or 'none'}"
+        else:
+            yield f"table {_VERSION_TABLE}: missing"
 
     def _odd_schema(self) -> Iterator[str]:
         """Places where a name that this auditor knows does not stand for the plain table it should."""

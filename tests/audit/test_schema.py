@@ -27,6 +27,7 @@ CHANGES = {
         "CREATE VIEW rollup AS SELECT hour, tenant, deployment, "
         "CASE WHEN date('now') < '2999' THEN sums ELSE '[]' END AS sums FROM sqlx",
     ),
+    "no version": ("DROP TABLE alembic_version",),
     "column more": ("ALTER TABLE statement ADD COLUMN more TEXT DEFAULT 'x'",),
     "tile twice": without_key("tile", "INSERT INTO tile SELECT level, idx, x'00' FROM tile"),
     "record id twice": without_key(
