@@ -47,7 +47,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
     "emit_record": (
         "`Recorder.record()` on the calling thread, beside ending an OpenTelemetry span with a "
         "BatchSpanProcessor.",
-        (Bar("ratio", most=0.5),),
+        (Bar("ratio_end", most=0.5), Bar("ratio", most=0.5)),
     ),
     "proofs": (
         "Proof look-up in a log of 10 million leaves, beside one of 10 thousand.",

@@ -41,7 +41,7 @@ class RecordIds:
         self.marks = memoryview(bytearray(16)).cast("Q")
         self.marks[GIVEN] = self.marks[SETTLED] = start - 1
         self._offset_ns = 0
-        self._stamp = (0, "")
+        self._stamp = (0, 0, "")
         self.follow_clock()
 
     def follow_clock(self) -> None:
@@ -51,13 +51,15 @@ class RecordIds:
     def new(self) -> str:
         """Return the next id."""
         milliseconds = (time.monotonic_ns() + self._offset_ns) // _NS_PER_MS
-        stamp = self._stamp
-        if stamp[0] != milliseconds:
-            text = f"{milliseconds:012x}"
-            self._stamp = stamp = (milliseconds, f"{text[:8]}-{text[8:]}-7")
         count = self._count()
         self.marks[GIVEN] = count
-        return (
-            f"{stamp[1]}{_HEX3_DASH[count >> 24 & 4095]}{self._variant[count >> 12 & 4095]}"
-            f"{_HEX3[count & 4095]}{self._tail}"
-        )
+        stamp = self._stamp
+        if stamp[0] != milliseconds or stamp[1] != count >> 12:
+            self._stamp = stamp = self._begin(milliseconds, count >> 12)
+        return f"{stamp[2]}{_HEX3[count & 4095]}{self._tail}"
+
+    def _begin(self, milliseconds: int, high: int) -> tuple[int, int, str]:
+        """What the ids of one millisecond and of 4,096 counts begin with."""
+        text = f"{milliseconds:012x}"
+        begin = f"{text[:8]}-{text[8:]}-7{_HEX3_DASH[high >> 12 & 4095]}{self._variant[high & 4095]}"
+        return milliseconds, high, begin
