@@ -31,7 +31,7 @@ class Accepted:
     slots: list[int] = field(default_factory=list)
     by_hash: dict[bytes, int] = field(default_factory=dict)
     heads: dict[str, ChainHead] = field(default_factory=dict)
-    documents: set[str] = field(default_factory=set)
+    documents: set[tuple[str, str]] = field(default_factory=set)
     revoked: set[bytes] = field(default_factory=set)
 
 
@@ -57,14 +57,16 @@ def accept(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepa
     head = next_head(chain_head(connection, tip, accepted, statement.issuer), statement)
     leaf_index = tip.size + len(accepted.prepared)
     if isinstance(payload, Batch):
-        _check_documents(connection, tip, accepted, {*payload.deployments, *payload.factors})
+        wanted = {("deployment", digest) for digest in payload.deployments}
+        wanted |= {("factors", digest) for digest in payload.factors}
+        _check_documents(connection, tip, accepted, wanted)
     if prepared.records is not None:
         _claim_ids(connection, prepared.records.ids, leaf_index)
     if isinstance(payload, IssuerKey):
         _apply_key(connection, accepted, payload, leaf_index)
     if prepared.document is not None:
         _publish(connection, prepared, leaf_index)
-        accepted.documents.add(prepared.document[0])
+        accepted.documents.add((statement.kind, prepared.document[0]))
     accepted.heads[statement.issuer] = head
     accepted.by_hash[prepared.leaf_hash] = leaf_index
     accepted.prepared.append(prepared)
@@ -83,18 +85,24 @@ def _check_in_force(connection: Connection, tip: Tip, accepted: Accepted, prepar
     tip.known.keys_in_force.add(kid)
 
 
-def _check_documents(connection: Connection, tip: Tip, accepted: Accepted, wanted: set[str]) -> None:
+def _check_documents(
+    connection: Connection, tip: Tip, accepted: Accepted, wanted: set[tuple[str, str]]
+) -> None:
     wanted = wanted - tip.known.documents - accepted.documents
     if not wanted:
         return
     documents = table(Document)
-    query = select(documents.c.digest).where(documents.c.digest.in_(bindparam("digests", expanding=True)))
-    found = {row.digest for row in connection.execute(query, {"digests": list(wanted)})}
+    query = select(documents.c.kind, documents.c.digest).where(
+        documents.c.digest.in_(bindparam("digests", expanding=True))
+    )
+    digests = [digest for _, digest in wanted]
+    found = {(row.kind, row.digest) for row in connection.execute(query, {"digests": digests})}
     tip.known.documents |= found
     missing = wanted - found
     if missing:
+        kind, digest = min(missing)
         raise RefusedError(
-            f"deployment or factor set {min(missing)} is not in the log",
+            f"no {kind} document {digest} is in the log",
             where="statement",
             remedy="log its `deployment` or `factors` statement first",
             code="unknown-document",

@@ -25,7 +25,8 @@ class Known:
     """
 
     heads: dict[str, ChainHead] = field(default_factory=dict)
-    documents: set[str] = field(default_factory=set)
+    documents: set[tuple[str, str]] = field(default_factory=set)
+    """(kind, digest)"""
     keys_in_force: set[bytes] = field(default_factory=set)
     rollups: dict[tuple[int, str, str], list[int]] = field(default_factory=dict)
 

@@ -21,7 +21,16 @@ from ledger.core.keys import generate_key
 from ledger.core.records import document_digest
 from ledger.store import Sequencer, migrate, open_store, queries
 from ledger.store.append import Commit, create_log
-from tests.build import ISSUER, ORIGIN, Issuer, changed, make_deployment, make_record, make_records
+from tests.build import (
+    ISSUER,
+    ORIGIN,
+    Issuer,
+    changed,
+    make_deployment,
+    make_factor_set,
+    make_record,
+    make_records,
+)
 from tests.store.conftest import World
 
 DEPLOYMENT = make_deployment()
@@ -422,3 +431,16 @@ def test_a_cancelled_caller_harms_nobody(world: World) -> None:
     gate.set()
     world.issuer.seq, world.issuer.prev = before  # the cancelled one was never logged
     assert world.log(world.issuer.heartbeat(dropped=1)).fresh
+
+
+def test_a_document_of_the_other_kind_does_not_do(world: World) -> None:
+    factors = make_factor_set()
+    world.log(world.issuer.factors(factors))
+    for records in (
+        make_records(1, document_digest(factors)),  # a factor set in a deployment's place
+        make_records(1, DEPLOYMENT, factors=document_digest(DEPLOYMENT)),
+    ):
+        with pytest.raises(RefusedError) as caught:
+            world.log(world.issuer.batch(records, advance=False))
+        assert caught.value.code == "unknown-document"
+    assert world.log(world.issuer.batch(make_records(1, DEPLOYMENT, factors=document_digest(factors)))).fresh
