@@ -44,7 +44,8 @@ _BUNDLES_AHEAD = 4
 """Bundles in flight, each of up to 16 MiB: they have up to 256 leaves each, so these are enough."""
 _AHEAD_BYTES = 128 << 20
 """What the records of all leaves in flight may take. Those that are longer than their share of it, of up to
-64 MiB, are fetched when their turn comes, one at a time: so an audit holds at most 256 MiB of answers."""
+64 MiB, are fetched when their turn comes, one at a time. With the bundles that makes at most 256 MiB of
+answers, besides the leaf that is being audited."""
 
 _T = TypeVar("_T")
 

@@ -200,6 +200,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Check the address and that the service runs.",
     ),
     (
+        "too-slow", 503, "Answer too slow",
+        "A service began to answer, or seemed to, but did not end in the time for a whole answer.",
+        "Try again later; where it goes on, ask the operator.",
+    ),
+    (
         "not-given", 503, "Service did not give it",
         "An audited service refused or failed to give a part of its log.",
         "Pass an API key of scope read, and ask the operator.",
