@@ -60,6 +60,13 @@ def audit(
         list[str] | None,
         typer.Option(metavar="VKEY", help="A witness's verifier key, or its file, to check cosignatures."),
     ] = None,
+    evidence_only: Annotated[
+        bool,
+        typer.Option(
+            "--evidence-only",
+            help="Check what signatures vouch for, not what records say nor the tables derived from them.",
+        ),
+    ] = False,
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
@@ -79,6 +86,7 @@ def audit(
         known_checkpoints=known_checkpoint or (),
         remember=remember,
         witness_keys=witness_key or (),
+        evidence_only=evidence_only,
         api_key_file=api_key_file,
     )
     if json:
@@ -95,6 +103,7 @@ def run_audit(
     known_checkpoints: Sequence[Path] = (),
     remember: Path | None = None,
     witness_keys: Sequence[str] = (),
+    evidence_only: bool = False,
     api_key_file: Path | None = None,
 ) -> AuditReport:
     """Audit ``target`` with a progress bar; see the command for the arguments."""
@@ -111,6 +120,7 @@ def run_audit(
             read_vkey(log_key),
             known_checkpoints=known,
             witness_vkeys=[read_vkey(each) for each in witness_keys],
+            evidence_only=evidence_only,
             progress=report_progress,
         )
     if remember is not None and report.verdict != "refuted" and report.note is not None:

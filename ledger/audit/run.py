@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ledger.audit.batches import check_records, unpack_block
+from ledger.audit.batches import check_records, check_root, unpack_block
 from ledger.audit.derived import DerivedAudit
 from ledger.audit.export import ExportSource, audit_export
 from ledger.audit.index import SeenIds
@@ -45,6 +45,7 @@ def audit(
     known_checkpoints: Sequence[bytes] = (),
     issuer_keys: Mapping[str, Collection[PublicKey]] | None = None,
     witness_vkeys: Sequence[str] = (),
+    evidence_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
     limit: int = DEFAULT_LIMIT,
 ) -> AuditReport:
@@ -58,6 +59,9 @@ def audit(
         issuer_keys: issuer -> keys that the auditor has from the issuer itself; any other key that the log
             names for it is a finding.
         witness_vkeys: keys of witnesses, whose cosignatures are then checked.
+        evidence_only: check what signatures vouch for - leaves, tiles, checkpoints, signatures, receipts,
+            chains, record hashes and roots - but not what the records say (form, sums, ids twice) nor the
+            tables that are derived from them. More than twice as fast; the report says so.
         progress: called with (leaves done, leaves of the log).
         limit: how many findings to keep; later ones are counted.
 
@@ -82,7 +86,14 @@ def audit(
     with source, _busy_memory():
         newest = _newest_checkpoint(source, log_key, findings)
         if newest is not None:
-            run = _Run(source, log_key, newest.checkpoint, known, witnesses, issuer_keys, findings)
+            if evidence_only:
+                findings.note(
+                    "evidence alone was checked, as asked: neither what the records say nor the tables "
+                    "derived from them"
+                )
+            run = _Run(
+                source, log_key, newest.checkpoint, known, witnesses, issuer_keys, evidence_only, findings
+            )
             run.read(progress)
     return findings.report(source.name, newest, time.perf_counter() - begun)
 
@@ -171,9 +182,11 @@ class _Run:
         known: Iterable[Checkpoint],
         witnesses: Iterable[VerifierKey],
         issuer_keys: Mapping[str, Collection[PublicKey]] | None,
+        evidence_only: bool,
         findings: Findings,
     ) -> None:
         self._source = source
+        self._evidence_only = evidence_only
         self._findings = findings
         self._size = newest.size
         self._newest = newest
@@ -188,7 +201,7 @@ class _Run:
         public = public_from_ed25519(log_key.public_key, where=log_key.name)
         self._tree = TreeAudit(source, log_key, self._size, findings, known, witnesses)
         self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._cell)
-        self._derived = DerivedAudit(source, findings) if source.has_tables else None
+        self._derived = DerivedAudit(source, findings) if source.has_tables and not evidence_only else None
         self._ids = SeenIds()  # where there is no index to compare
         self._records_refused = False
 
@@ -299,6 +312,10 @@ class _Run:
             where += ".records"
         else:
             where, lines = f"records of entry {leaf.index}", leaf.lines
+        if self._evidence_only:
+            if lines is not None:
+                check_root(lines, batch, where, self._findings)
+            return
         facts = None if lines is None else check_records(lines, batch, where, self._findings)
         if self._derived is None:
             if facts is not None:
