@@ -6,6 +6,7 @@ that the reference and what is really sent cannot differ in title or status.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -144,6 +145,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
     _, own = msgspec.json.schema_components(
         [Record, Deployment, FactorSet], ref_template="#/components/schemas/{name}"
     )
+    for schema in own.values():
+        if (
+            "description" in schema
+        ):  # a docstring: Python 3.13 takes its indentation away, earlier ones do not
+            schema["description"] = inspect.cleandoc(schema["description"])
     schemas.update(own)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     _point_at_documents(document["components"]["schemas"])
