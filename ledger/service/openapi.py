@@ -146,9 +146,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         [Record, Deployment, FactorSet], ref_template="#/components/schemas/{name}"
     )
     for schema in own.values():
-        if (
-            "description" in schema
-        ):  # a docstring: Python 3.13 takes its indentation away, earlier ones do not
+        # A docstring, whose indentation only Python 3.13 and later take away.
+        if "description" in schema:
             schema["description"] = inspect.cleandoc(schema["description"])
     schemas.update(own)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
