@@ -149,7 +149,7 @@ class Sender:
         self.session = ""  # this process's own, which needs no receipt left for it
 
     def on_delivery(self, deliver: Callable[[Delivery], None]) -> None:
-        """Have ``deliver`` called with each delivery, in order."""
+        """Have ``deliver`` called with each delivery, in order, before it leaves the spool."""
         self._deliver = deliver
 
     def run_pass(self, stop: Callable[[], bool] = lambda: False) -> Pass:
@@ -168,7 +168,6 @@ class Sender:
                     outcome = self._send(seq, kept=kept)
                     if isinstance(outcome, Delivery):
                         sent += 1
-                        self._deliver(outcome)
                         continue
                     reason, blocked = outcome.reason, isinstance(outcome, Refused)
                     after_s = outcome.after_s if isinstance(outcome, Retry) else None
@@ -208,8 +207,10 @@ class Sender:
         if not isinstance(verdict, Accepted):
             return verdict
         if self._log is None:
+            delivery = Delivery(spooled, None, None)
+            self._deliver(delivery)
             self._spool.keep(seq)
-            return Delivery(spooled, None, None)
+            return delivery
         try:
             receipt = check_receipt(verdict.receipt, self._log, statement.leaf_hash, statement.subject)
         except TallystickError as error:
@@ -218,8 +219,11 @@ class Sender:
             reason = f"the ledger's receipt for statement {seq} does not verify: {error}"
             return Refused(reason) if error.code in ("other-key", "other-log") else Retry(reason)
         self._hand_over(spooled, verdict.receipt)
+        # Told first: whoever waits for the spool to be empty may ask for the receipt at once.
+        delivery = Delivery(spooled, receipt.leaf_index, verdict.receipt)
+        self._deliver(delivery)
         self._spool.remove(seq, kept=kept)
-        return Delivery(spooled, receipt.leaf_index, verdict.receipt)
+        return delivery
 
     def _recover_receipt(self, seq: int, error: Exception, *, kept: bool) -> Delivery | Retry | Refused:
         """A damaged file can only be let go of if the ledger has its statement already.
