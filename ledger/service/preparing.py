@@ -1,7 +1,7 @@
 """Checks statements away from the event loop: on threads, or on processes beside this one.
 
 Checking is most of the work of registering a batch, and pure computing. Threads share one interpreter lock
-with the event loop and the sequencer; a process has its own, so that a second core doubles what is taken in.
+with the event loop and the sequencer; a process has its own, which on two cores takes in a third more.
 """
 
 from __future__ import annotations
