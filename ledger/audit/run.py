@@ -203,7 +203,6 @@ class _Run:
         self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._cell)
         self._derived = DerivedAudit(source, findings) if source.has_tables and not evidence_only else None
         self._ids = SeenIds()  # where there is no index to compare
-        self._records_refused = False
 
     def read(self, progress: Callable[[int, int], None] | None) -> None:
         """Read everything once."""
