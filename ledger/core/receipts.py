@@ -70,11 +70,14 @@ def issue_receipt(
     path: list[bytes],
     root: bytes,
     key: PrivateKey,
-) -> bytes:
-    """Sign ``root`` and return the receipt for the leaf at ``leaf_index``."""
+) -> tuple[bytes, bytes]:
+    """Sign ``root``; return the receipt for the leaf at ``leaf_index``, and the signature in it.
+
+    The signature is what has to be kept to give the receipt again: see ``assemble_receipt``.
+    """
     header = receipt_header(origin=origin, subject=subject, registered_s=registered_s, tree_size=tree_size)
     signed = cose.sign1(header, root, key, detached=True)
-    return _encode(signed, tree_size, leaf_index, path)
+    return _encode(signed, tree_size, leaf_index, path), signed.signature
 
 
 def assemble_receipt(

@@ -83,7 +83,7 @@ class SampleLog:
     def receipt(self, index: int, size: int) -> bytes:
         """The receipt of leaf ``index`` in the tree of ``size``."""
         leaves = self.leaf_hashes[:size]
-        return issue_receipt(
+        receipt, _ = issue_receipt(
             origin=ORIGIN,
             subject=self.statements[index].subject,
             registered_s=self.registered_s(index),
@@ -93,6 +93,7 @@ class SampleLog:
             root=merkle.root(leaves),
             key=self.key,
         )
+        return receipt
 
     def checkpoint(self, size: int) -> bytes:
         """The signed checkpoint of the tree of ``size``."""

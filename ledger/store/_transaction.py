@@ -46,7 +46,7 @@ def append_group(
     """
     accepted = Accepted()
     outcomes: dict[int, Outcome] = {}
-    repeats: dict[int, int] = {}
+    repeats: dict[int, tuple[int, bytes]] = {}
     for i, item in enumerate(items):
         try:
             prepared = _own(connection, log, tip, accepted, item) if isinstance(item, OwnStatement) else item
@@ -55,17 +55,16 @@ def append_group(
                 accept(connection, tip, accepted, prepared)
                 accepted.slots.append(i)
             else:
-                repeats[i] = known
+                repeats[i] = (known, prepared.leaf_hash)
         except TallystickError as error:
             outcomes[i] = error
     checkpoint = None
     if accepted.prepared:
         tip, registrations, checkpoint = write_group(connection, log, tip, accepted, now_s)
         outcomes |= zip(accepted.slots, registrations, strict=True)
-    for i, leaf_index in repeats.items():
+    for i, (leaf_index, leaf) in repeats.items():
         stored = queries.receipt_row(connection, leaf_index)
         receipt = queries.receipt_bytes(connection, log.origin, stored)
-        leaf = queries.statement(connection, leaf_index).leaf_hash
         outcomes[i] = Registration(leaf_index, leaf, stored.tree_size, receipt, fresh=False)
     return tip, [outcomes[i] for i in range(len(items))], checkpoint
 

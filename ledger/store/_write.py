@@ -66,8 +66,9 @@ def write_group(
     tree = Checkpoint(log.origin, compact.size, compact.root())
     changed = append_tiles(tip.size, hashes, tip.last_tiles)
     checkpoint = _sign(log, tree)
-    registrations = _issue_receipts(connection, log, group, tree, changed, now_s)
-    _write_statements(connection, group, registrations, now_s)
+    issued = _issue_receipts(connection, log, group, tree, changed, now_s)
+    registrations = [registration for registration, _ in issued]
+    _write_statements(connection, group, issued, now_s)
     _write_tiles(connection, tip, changed)
     _write_sums(connection, tip, group)
     chains = [(head.next_seq, head.last_leaf, name) for name, head in accepted.heads.items()]
@@ -115,7 +116,8 @@ def _issue_receipts(
     tree: Checkpoint,
     changed: dict[tuple[int, int], bytes],
     now_s: int,
-) -> list[Registration]:
+) -> list[tuple[Registration, bytes]]:
+    """A registration for each statement, and its receipt's signature, which is what is stored of it."""
     stored = queries.tile_fetcher(connection)
 
     def fetch(level: int, index: int, width: int) -> bytes:
@@ -123,9 +125,9 @@ def _issue_receipts(
         return stored(level, index, width) if data is None else data[: width * HASH_SIZE]
 
     reader = TileReader(fetch, tree.size)
-    registrations = []
+    issued = []
     for index, prepared in enumerate(group, start=tree.size - len(group)):
-        receipt = receipts.issue_receipt(
+        receipt, signature = receipts.issue_receipt(
             origin=log.origin,
             subject=prepared.statement.subject,
             registered_s=now_s,
@@ -135,16 +137,17 @@ def _issue_receipts(
             root=tree.root,
             key=log.key,
         )
-        registrations.append(Registration(index, prepared.leaf_hash, tree.size, receipt, fresh=True))
-    return registrations
+        registration = Registration(index, prepared.leaf_hash, tree.size, receipt, fresh=True)
+        issued.append((registration, signature))
+    return issued
 
 
 def _write_statements(
-    connection: Connection, group: list[Prepared], registrations: list[Registration], now_s: int
+    connection: Connection, group: list[Prepared], issued: list[tuple[Registration, bytes]], now_s: int
 ) -> None:
     rows: list[tuple[Any, ...]] = []
     slices: list[tuple[Any, ...]] = []
-    for prepared, registration in zip(group, registrations, strict=True):
+    for prepared, (registration, signature) in zip(group, issued, strict=True):
         statement, payload, records = prepared.statement, prepared.statement.payload, prepared.records
         summary: tuple[Any, ...] = (0, None, None)
         if isinstance(payload, Batch):
@@ -159,7 +162,7 @@ def _write_statements(
                 statement.entry,
                 registration.tree_size,
                 now_s,
-                receipts.decode_receipt(registration.receipt).message.signature,
+                signature,
                 *summary,
                 records.block_sha256 if records else None,
                 records.block if records else None,

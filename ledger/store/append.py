@@ -257,6 +257,8 @@ class Sequencer:
         begun = time.perf_counter()
         # From here on a caller cannot cancel: either it was cancelled in time, or it gets its answer.
         group = [work for work in group if work[1].set_running_or_notify_cancel()]
+        if not group:
+            return
         items = [item for item, _ in group]
         try:
             outcomes, checkpoint, size = self._transact(items)

@@ -142,7 +142,7 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
             where="records",
             code="wrong-count",
         )
-    if merkle.root([merkle.leaf_hash(line) for line in lines]).hex() != batch.root:
+    if merkle.root(merkle.leaf_hashes(lines)).hex() != batch.root:
         raise InvalidError(
             "the records do not hash to the statement's root",
             where="records",

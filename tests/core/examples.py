@@ -136,5 +136,5 @@ def logged(size: int, index: int, algorithm: str = "ed25519", entry: bytes = b""
         "root": merkle.root(leaves),
         "key": key_of(algorithm),
     }
-    receipt = receipts.issue_receipt(**(fields | more))
+    receipt, _ = receipts.issue_receipt(**(fields | more))
     return Logged(leaves[index], fields["root"], receipt)

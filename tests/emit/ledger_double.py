@@ -206,7 +206,7 @@ class LedgerDouble:
         self.statements.append(statement)
         self.leaves.append(leaf)
         index, size = len(self.leaves) - 1, len(self.leaves)
-        self.receipts[leaf] = issue_receipt(
+        self.receipts[leaf], _ = issue_receipt(
             origin=self.origin,
             subject=statement.subject,
             registered_s=int(time.time()),

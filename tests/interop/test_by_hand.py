@@ -57,7 +57,7 @@ def test_a_record_in_a_statement_in_the_log():
     issuer, log_key = Issuer(), key_of("ed25519")
     batch = issuer.batch(make_records(21, make_deployment()))
     leaves = [merkle.leaf_hash(b"%d" % n) for n in range(13)] + [batch.statement.leaf_hash]
-    receipt = receipts.issue_receipt(
+    receipt, _ = receipts.issue_receipt(
         origin=ORIGIN,
         subject=batch.statement.subject,
         registered_s=1_760_000_500,
