@@ -42,6 +42,9 @@ _MAX_AHEAD_US = 60_000_000
 """A minute ahead of our clock at most; the ledger allows five, so clocks that differ a little do no harm."""
 _MIN_TIME_US = 1_577_836_800_000_000
 """2020, the ledger's bound: a smaller time is a clock that was never set, or another unit."""
+_MAX_STEP_US = 7 * 86_400_000_000
+"""A clock that is set moves by less than a week; more than that is another unit."""
+_NS_PER_US = 1000
 _MAX_REASON = 32
 _MAX_TENANT = 1024
 _is_reason = re.compile("[a-z][a-z_]{0,31}").fullmatch
@@ -69,6 +72,10 @@ class Report(NamedTuple):
     quality: dict[str, Quality] | None
     cost_nano: int | None
     currency: str | None
+    stamp_ns: int = 0
+    """When ``record`` was called, by the steady clock (``time.monotonic_ns``)."""
+    reserved: bool = False
+    """Whether ``begin`` gave the id."""
 
 
 _TENANT = Report._fields.index("tenant")
@@ -109,12 +116,19 @@ class Composer:
         given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
         self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
-    def compose(self, report: Report, now_us: int) -> Composed:
+    def compose(self, report: Report, now_us: int, began_ns: int | None = None) -> Composed:
         """Make the record of one report.
+
+        Args:
+            report: what serving code said.
+            now_us: the wall clock's time.
+            began_ns: the steady time when the generation began, where ``Recorder.begin`` told.
 
         Raises:
             InvalidError: it cannot become a valid record.
         """
+        if began_ns is not None:
+            report = _steadied(report, began_ns, now_us)
         if not _MIN_TIME_US <= report.started_us <= report.ended_us <= now_us + _MAX_AHEAD_US:
             raise InvalidError(
                 f"{report.started_us} to {report.ended_us} is not a time span of the past",
@@ -183,6 +197,31 @@ class Composer:
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
         # What a reader would refuse must not be signed; reading back also fixes the types of all values.
         return Composed(decode_record(line, where=report.id), line, deployment)
+
+
+def _steadied(report: Report, began_ns: int, now_us: int) -> Report:
+    """The report with times that hold though the wall clock was set while the generation ran, or after it.
+
+    The steady clock knows how long it took. Where the wall clock's times contradict that, its end is believed
+    (a clock that was just set is right), unless that is in the future.
+    """
+    started, first, ended = report.started_us, report.first_token_us, report.ended_us
+    took_us = max(0, report.stamp_ns - began_ns) // _NS_PER_US
+    if ended > now_us + _MAX_AHEAD_US:
+        shift = ended - now_us
+        if shift > _MAX_STEP_US:
+            return report  # another unit rather than another time
+        started, ended = started - shift, now_us
+        first = None if first is None else first - shift
+    if not 0 <= ended - started <= took_us + _MAX_AHEAD_US:
+        if abs(ended - started) > _MAX_STEP_US:
+            return report
+        before, started = started, ended - took_us
+        if first is not None and not started <= first <= ended:
+            first += started - before  # read before the clock was set
+    if first is not None and not started <= first <= ended:
+        first = None  # when it was, nobody can tell any more
+    return report._replace(started_us=started, first_token_us=first, ended_us=ended)
 
 
 def checked_deployment(deployment: Deployment) -> Deployment:

@@ -11,11 +11,14 @@ import itertools
 import os
 import time
 
-__all__ = ["GIVEN", "SETTLED", "RecordIds"]
+__all__ = ["GIVEN", "SETTLED", "RecordIds", "is_of_lineage"]
 
 GIVEN, SETTLED = 0, 1
 """Places of the two marks: the count of ids given, and of those whose records are safe or known lost."""
 
+_TAIL = 9
+_lineage: set[str] = set()
+"""How the ids end that this process and those it was forked from made."""
 _NS_PER_MS = 1_000_000
 _HEX3 = [f"{n:03x}" for n in range(4096)]
 _HEX3_DASH = [f"{n:03x}-" for n in range(4096)]
@@ -35,6 +38,7 @@ class RecordIds:
         variant = "89ab"[noise & 3]
         self._variant = [f"{variant}{each}" for each in _HEX3_DASH]
         self._tail = f"{noise >> 2 & (1 << 36) - 1:09x}"
+        _lineage.add(self._tail)
         # The counter starts at random in the lower half of its range, so that 2^35 ids come before it wraps.
         start = noise >> 40 & (1 << 35) - 1 or 1
         self._count = itertools.count(start).__next__
@@ -47,6 +51,10 @@ class RecordIds:
     def follow_clock(self) -> None:
         """Catch up with the wall clock. Ids follow the monotonic one: they never step back with the other."""
         self._offset_ns = max(self._offset_ns, time.time_ns() - time.monotonic_ns())
+
+    def gave(self, id: str) -> bool:
+        """Whether ``id`` is one of these."""
+        return id.endswith(self._tail)
 
     def new(self) -> str:
         """Return the next id."""
@@ -63,3 +71,8 @@ class RecordIds:
         text = f"{milliseconds:012x}"
         begin = f"{text[:8]}-{text[8:]}-7{_HEX3_DASH[high >> 12 & 4095]}{self._variant[high & 4095]}"
         return milliseconds, high, begin
+
+
+def is_of_lineage(id: str) -> bool:
+    """Whether ``id`` was made in this process, or in one that it was forked from."""
+    return id[-_TAIL:] in _lineage

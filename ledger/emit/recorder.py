@@ -21,6 +21,7 @@ from ledger.emit._disk import locked_file
 from ledger.emit.client import Client
 from ledger.emit.compose import Composer, checked_deployment, checked_factors
 from ledger.emit.deliveries import Deliveries, RecordReceipt
+from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, choose_key, default_spool, load_secret, open_spool
 from ledger.emit.sealer import Inbox, Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
@@ -31,6 +32,8 @@ __all__ = ["Recorder", "Status"]
 _logger = logging.getLogger("tallystick.emit")
 
 _FULL_POLL_S = 0.005
+_MANY_MARKS = 4096
+"""Beginnings that may wait for the sealer before it is woken for their sake."""
 _SEAL, _SEND = "tallystick-seal", "tallystick-send"
 
 
@@ -207,6 +210,7 @@ class Recorder:
         quality: dict[str, Quality] | None = None,
         cost_nano: int | None = None,
         currency: str | None = None,
+        id: str | None = None,
     ) -> str:
         """Record one generation; return the record's id at once.
 
@@ -232,11 +236,14 @@ class Recorder:
             quality: metrics of this generation.
             cost_nano: price in billionths of ``currency``.
             currency: ISO 4217 code.
+            id: what ``begin`` returned for this generation; each is good for one record.
         """
         inbox = self._inbox
-        record_id = inbox.ids.new()
+        record_id = inbox.ids.new() if id is None else id
         queue = inbox.queue
         if len(queue) >= self._limit and not self._wait_for_room(inbox):
+            if id is not None:
+                inbox.marks.append((id, time.monotonic_ns(), LOST))
             return record_id
         queue.append(
             (
@@ -259,11 +266,39 @@ class Recorder:
                 quality,
                 cost_nano,
                 currency,
+                time.monotonic_ns(),
+                id is not None,
             )
         )
         if inbox.idle:
             self._rouse()
         return record_id
+
+    def begin(self, *, input_tokens: int | None = None) -> str:
+        """Say that a generation begins; return the id of the record that it will have.
+
+        Optional. It lets energy be shared with whoever is active meanwhile, and times be right though the
+        clock is set during the generation. What began must end in ``record(id=...)`` or ``abandon``: a
+        generation that this process never told the end of is counted as dropped.
+
+        Args:
+            input_tokens: how long the prompt is, if that is known already.
+        """
+        inbox = self._inbox
+        record_id = inbox.ids.new()
+        if not self._closed:
+            marks = inbox.marks
+            marks.append((record_id, time.monotonic_ns(), input_tokens))
+            if inbox.idle and len(marks) > _MANY_MARKS:
+                self._rouse()
+        return record_id
+
+    def abandon(self, id: str) -> None:
+        """Say that what began generated nothing: it was refused. There is no record, and nothing was lost."""
+        inbox = self._inbox
+        inbox.marks.append((id, time.monotonic_ns(), ABANDONED))
+        if inbox.idle:
+            self._rouse()
 
     def _wait_for_room(self, inbox: Inbox) -> bool:
         """Whether there is room now; if not, the record was counted as dropped."""

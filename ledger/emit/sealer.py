@@ -29,7 +29,8 @@ from ledger.core.statements import (
 from ledger.emit._complaints import Complaints
 from ledger.emit.compose import Composer, Report
 from ledger.emit.deliveries import Deliveries
-from ledger.emit.ids import SETTLED, RecordIds
+from ledger.emit.flights import ABANDONED, LOST, Flights, Mark
+from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.seal import Block, batch_body, batch_payload
 from ledger.emit.session import Session
 from ledger.emit.spool import Chain, Spool, Spooled
@@ -59,10 +60,11 @@ class Barrier:
 class Inbox:
     """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
 
-    __slots__ = ("_lock", "barriers", "dropped", "idle", "ids", "queue", "wake")
+    __slots__ = ("_lock", "barriers", "dropped", "idle", "ids", "marks", "queue", "wake")
 
     def __init__(self) -> None:
         self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
+        self.marks: deque[Mark] = deque()  # what began, and what ended without a report; never refused
         self.ids = RecordIds()
         self.idle = True  # the sealer sleeps until told; set by it, cleared by whoever wakes it
         self.wake = threading.Event()
@@ -126,6 +128,8 @@ class Sealer:
         self._heartbeat_s = heartbeat_s
         self._session: Session | None = None
         self._settled = inbox.ids.marks[SETTLED]
+        self._flights = Flights(inbox.ids)
+        self._abandoned = 0  # not yet counted as settled
         self._reports: deque[tuple[Any, ...]] = deque()
         self._blocks: deque[Block] = deque()
         self._barriers: list[Barrier] = []
@@ -252,6 +256,7 @@ class Sealer:
     def _take(self) -> None:
         """Compose what waits, up to one batch or a barrier."""
         if self._blocks:
+            self._read_marks()
             return  # the spool takes nothing now; the queue holds what comes, and counts what it cannot
         queue, reports = self._inbox.queue, self._reports
         while len(reports) < self._max_records and not self._barriers and queue:
@@ -264,6 +269,7 @@ class Sealer:
                 if len(reports) % _TAKEN == 0:
                     _breathe(0)
         self._due = time.monotonic() + self._max_age_s if queue else 0.0
+        self._read_marks()  # after the reports were taken: what they end began before
         if not reports:
             return
         self._composer.prepare(reports)
@@ -272,10 +278,24 @@ class Sealer:
                 _breathe(0)
             self._compose(reports.popleft())
 
-    def _compose(self, report: tuple[Any, ...]) -> None:
+    def _read_marks(self) -> None:
+        marks, flights = self._inbox.marks, self._flights
+        while marks:
+            id, stamp_ns, tokens = marks.popleft()
+            if tokens == ABANDONED:
+                self._abandoned += flights.ended(id) is not None
+            elif tokens == LOST:
+                flights.ended(id)
+            else:
+                flights.began(id, stamp_ns, tokens)
+
+    def _compose(self, fields: tuple[Any, ...]) -> None:
         """Add the report's record to the last block, or to a new one where that is full."""
         try:
-            composed = self._composer.compose(Report._make(report), time.time_ns() // 1000)
+            report = Report._make(fields)
+            began = self._flights.landed(report.id) if report.reserved else None
+            began_ns = None if began is None else began.stamp_ns
+            composed = self._composer.compose(report, time.time_ns() // 1000, began_ns)
             if not self._blocks or not self._blocks[-1].add(composed):
                 block = Block(self._max_records)
                 block.add(composed)
@@ -300,6 +320,9 @@ class Sealer:
                     self._seal(chain, self._blocks[0])
                 self._blocks.popleft()
                 _breathe(0)
+        if self._abandoned:
+            self._settle(self._settled + self._abandoned)
+            self._abandoned = 0
         for barrier in self._barriers:
             barrier.reached.set()
         self._barriers.clear()
@@ -386,6 +409,9 @@ class Sealer:
         """Tell what was lost, end the session, and free whoever waits."""
         if self._session is not None:
             with self._spool.locked() as chain:
+                # In flight still, or not sealed in time: no thread is left that could.
+                self._untold += max(0, self._inbox.ids.marks[GIVEN] - self._settled - self._untold)
+                self._tell_drops(chain)
                 if chain.head.dropped:
                     self._beat(chain)
                 session, self._session = self._session, None

@@ -55,6 +55,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Name another one.",
     ),
     (
+        "not-in-flight", 409, "No such generation in flight",
+        "A record names an id that `begin` did not give, or that has its record already.",
+        "Call `begin` once for each record, and end it once, by `record` or `abandon`.",
+    ),
+    (
         "bad-setting", 500, "Bad setting",
         "A setting is out of its range.",
         "See the reference of settings.",
