@@ -125,6 +125,17 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Check the disk; restore the spool, or move it away and register a new issuer name.",
     ),
     (
+        "bad-model", 400, "No model there",
+        "What was named as a model is no folder or file that can be read whole.",
+        "Name the folder or file that the model is in, and download it again if a part is missing.",
+    ),
+    (
+        "model-unverified", 422, "Model does not verify",
+        "The model is signed, and its files, the signature and the trusted key do not fit together.",
+        "Download the model and its signature again, name the key that signed it in TALLYSTICK_MODEL_TRUST, "
+        "and install the extra `model-signing`.",
+    ),
+    (
         "bad-gguf", 400, "Not a GGUF file",
         "The model file is not GGUF, or was cut.",
         "Download the model again.",
@@ -143,6 +154,31 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "figure-too-large", 422, "Figure too large",
         "An energy or carbon figure passes 2^53 - 1.",
         "Check the units of the factor set and of the energy.",
+    ),
+    (
+        "unknown-provider", 422, "Provider not known",
+        "No table or package that is installed knows this provider.",
+        "Use one of those that the message names.",
+    ),
+    (
+        "unknown-model", 422, "Model not known",
+        "No table or package that is installed knows this model.",
+        "State the model's size instead, or leave its energy out.",
+    ),
+    (
+        "unknown-zone", 422, "Zone not known",
+        "No package that is installed has factors for this grid zone or cloud region.",
+        "See `tallystick factors list`, or state the factors yourself.",
+    ),
+    (
+        "unknown-accelerator", 422, "Accelerator not known",
+        "The table of accelerators does not have this one.",
+        "State its speed, bandwidth and power instead.",
+    ),
+    (
+        "intensity-unavailable", 503, "Live grid intensity not available",
+        "The service that measures the grid gave no usable answer.",
+        "Check key, zone and connection; until then the static factor set is used.",
     ),
     (
         "no-meter", 503, "Energy counter not readable",
