@@ -110,7 +110,9 @@ class Batch(_Statement, frozen=True, tag="batch"):
 
     ``root`` is the RFC 6962 root over the record hashes; ``first_us`` and ``last_us`` the earliest start and
     latest end; ``deployments`` and ``factors`` the sorted digests that the records use; ``dropped`` how
-    many records the issuer knows it lost since its previous batch or heartbeat.
+    many records the issuer knows it lost since its previous batch or heartbeat. ``unattributed_uj`` is energy
+    that the issuer's meter measured since then and no record carries: so over a chain the measured energy of
+    the records and this add up to what the meter counted. Absent where there was none.
     """
 
     count: Annotated[int, Meta(ge=1, le=MAX_BATCH_RECORDS)]
@@ -121,6 +123,7 @@ class Batch(_Statement, frozen=True, tag="batch"):
     factors: Annotated[tuple[Hex32, ...], Meta(max_length=MAX_BATCH_DOCUMENTS)]
     totals: Totals
     dropped: Amount
+    unattributed_uj: Amount | UnsetType = UNSET
 
 
 class DeploymentStatement(_Statement, frozen=True, tag="deployment"):
@@ -163,9 +166,13 @@ class Correction(_Statement, frozen=True, tag="correction"):
 
 
 class Heartbeat(_Statement, frozen=True, tag="heartbeat"):
-    """Says that the issuer lives and had nothing (more) to report; ``dropped`` as in a batch."""
+    """Says that the issuer lives and had nothing (more) to report.
+
+    ``dropped`` and ``unattributed_uj`` as in a batch.
+    """
 
     dropped: Amount
+    unattributed_uj: Amount | UnsetType = UNSET
 
 
 class IssuerKey(_Statement, frozen=True, tag="key"):

@@ -136,6 +136,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "factors": "Digests of the factor sets that the records refer to, sorted.",
         "totals": "Sums over the records.",
         "dropped": "How many records the issuer knows it lost since its previous batch or heartbeat.",
+        "unattributed_uj": "Microjoules measured since then that no record carries.",
     },
     "DeploymentStatement": {**_CHAIN, "deployment": "The deployment."},
     "FactorsStatement": {**_CHAIN, "factors": "The factor set."},
@@ -162,6 +163,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "Heartbeat": {
         **_CHAIN,
         "dropped": "How many records the issuer knows it lost since its previous batch or heartbeat.",
+        "unattributed_uj": "Microjoules measured since then that no record carries.",
     },
     "IssuerKey": {
         **_CHAIN,
