@@ -28,8 +28,8 @@ Issuer = Annotated[str, typer.Argument(metavar="ISSUER", help="Its name, such as
 def list_issuers(target: Target, api_key_file: ApiKeyFile = None, json: Json = False) -> None:
     """List issuers and their keys; the log itself is the first one it has.
 
-    With --json: issuers, each with issuer, next_seq and keys (kid, algorithm, cose_key, added_leaf and,
-    once it is revoked, revoked_leaf).
+    With --json: issuers, each with issuer, next_seq, last_leaf (of its last statement) and keys (kid,
+    algorithm, cose_key, added_leaf and, once it is revoked, revoked_leaf).
     """
     from cli.output import print_json, table
     from cli.target import open_ledger

@@ -161,6 +161,7 @@ class LocalLedger:
                 {
                     "issuer": info.issuer,
                     "next_seq": info.next_seq,
+                    **({} if info.last_leaf is None else {"last_leaf": info.last_leaf.hex()}),
                     "keys": [
                         {
                             "kid": key.kid.hex(),

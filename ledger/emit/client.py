@@ -27,6 +27,8 @@ _TOTAL_S = 60.0
 MAX_REPLY_BYTES = 256 * 1024
 """A receipt has under 3 kB, a problem document hardly more."""
 MAX_RETRY_AFTER_S = 600.0
+_FUTURE_S = 30.0
+"""Pause after a statement whose time the ledger's clock has not reached: it will, or a clock is set."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _RETRY_STATUSES = frozenset({408, 409, 421, 423, 425, 429})
 # A conflict that sending again cannot solve: somebody else wrote to this issuer's chain, or an id came twice.
@@ -59,9 +61,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Refused:
-    """Sending the same again cannot succeed until somebody acts on ``reason``."""
+    """Sending the same again cannot succeed until somebody acts on ``reason``; ``code`` names the problem."""
 
     reason: str
+    code: str = ""
 
 
 class Client:
@@ -148,7 +151,9 @@ def judge(reply: Reply, *, now_s: float) -> Accepted | Retry | Refused:
     reason = f"the ledger answered {reply.status}: {text}" if text else f"the ledger answered {reply.status}"
     if reply.status >= 500 or (reply.status in _RETRY_STATUSES and code not in _FINAL_CONFLICTS):
         return Retry(reason, _retry_after(reply.headers.get("retry-after", ""), now_s))
-    return Refused(reason)
+    if code == "time-in-future":
+        return Retry(reason, _FUTURE_S)
+    return Refused(reason, code)
 
 
 def _problem(reply: Reply) -> tuple[str, str]:

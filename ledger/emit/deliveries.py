@@ -66,10 +66,19 @@ class Deliveries:
                 for record_id in oldest.ids:
                     del self._places[record_id]
 
-    def delivered(self, seq: int, leaf_index: int, receipt: bytes) -> None:
-        """Note the verified receipt of the batch ``seq``."""
+    def delivered(
+        self, seq: int, leaf_index: int, receipt: bytes, statement: SignedStatement | None = None
+    ) -> None:
+        """Note the verified receipt of the batch ``seq``; ``statement`` is what it is for.
+
+        That differs from what was sealed if the chain had to be mended and the statement signed anew.
+        """
         with self._changed:
             batch = self._batches.get(seq)
+            if batch is not None and statement is not None:
+                if statement.subject != batch.statement.subject:  # another batch: it names the root
+                    return
+                batch.statement = statement
             if batch is not None:
                 batch.leaf_index, batch.receipt = leaf_index, receipt
                 self._changed.notify_all()

@@ -2,7 +2,7 @@
 
 The file has two slots of one page each, allocated once; a write goes to the slot that does not hold the
 newest state and is flushed before it counts. A torn write leaves the other slot; a full disk does not matter,
-since no new block is needed.
+since no new block is needed. Should both be cut or changed later, the copy in the tally stands in.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import msgspec
 from ledger.core.errors import CorruptError
 from ledger.emit._disk import replace_file
 
-__all__ = ["Head", "create_head", "read_head", "write_head"]
+__all__ = ["SLOT_BYTES", "Head", "create_head", "decode_slot", "encode_slot", "read_head", "write_head"]
 
-_SLOT_BYTES = 4096  # one page: a torn write of one slot cannot touch the other
+SLOT_BYTES = 4096  # one page: a torn write of one slot cannot touch the other
 _PREFIX = struct.Struct("<32sI")
 
 
@@ -54,14 +55,16 @@ class Found:
 _decoder = msgspec.json.Decoder(Head)
 
 
-def _slot(head: Head) -> bytes:
+def encode_slot(head: Head) -> bytes:
+    """One slot's bytes."""
     body = msgspec.json.encode(head)
     slot = _PREFIX.pack(hashlib.sha256(body).digest(), len(body)) + body
-    return slot.ljust(_SLOT_BYTES, b"\0")
+    return slot.ljust(SLOT_BYTES, b"\0")
 
 
-def _decode_slot(slot: bytes) -> Head | None:
-    if len(slot) != _SLOT_BYTES:
+def decode_slot(slot: bytes) -> Head | None:
+    """The head in a slot; None if it is not whole."""
+    if len(slot) != SLOT_BYTES:
         return None
     digest, length = _PREFIX.unpack_from(slot)
     body = slot[_PREFIX.size : _PREFIX.size + length]
@@ -75,31 +78,34 @@ def _decode_slot(slot: bytes) -> Head | None:
 
 def create_head(path: Path, head: Head) -> None:
     """Make the file, both slots alike."""
-    replace_file(path, _slot(head) * 2)
+    replace_file(path, encode_slot(head) * 2)
 
 
-def read_head(file: int, *, where: str) -> Found:
-    """Read the newer of the two slots.
+def read_head(file: int, *, where: str, copy: Callable[[], Head | None] = lambda: None) -> Found:
+    """Read the newer of the two slots; where one is damaged, the ``copy`` counts as a third.
 
     Raises:
-        CorruptError: neither slot is whole.
+        CorruptError: none is whole.
     """
-    data = os.pread(file, 2 * _SLOT_BYTES, 0)
-    slots = [_decode_slot(data[:_SLOT_BYTES]), _decode_slot(data[_SLOT_BYTES:])]
+    data = os.pread(file, 2 * SLOT_BYTES, 0)
+    slots = [decode_slot(data[:SLOT_BYTES]), decode_slot(data[SLOT_BYTES:])]
     whole = [head for head in slots if head is not None]
+    damaged = len(whole) < len(slots)
+    if damaged and (kept := copy()) is not None:
+        whole.append(kept)
     if not whole:
         raise CorruptError(
             "the head of the spool does not verify",
             where=where,
-            remedy="restore the spool from a back-up, or move it away and register a new issuer name",
+            remedy="run `tallystick spool restore`: the ledger knows where the chain stands",
             code="spool-corrupt",
         )
-    return Found(max(whole, key=lambda head: head.generation), len(whole) == 1)
+    return Found(max(whole, key=lambda head: head.generation), damaged)
 
 
 def write_head(file: int, head: Head) -> Head:
     """Write ``head`` as the next generation and return it as written. Durable when this returns."""
     newer = msgspec.structs.replace(head, generation=head.generation + 1)
-    os.pwrite(file, _slot(newer), newer.generation % 2 * _SLOT_BYTES)
+    os.pwrite(file, encode_slot(newer), newer.generation % 2 * SLOT_BYTES)
     os.fsync(file)
     return newer

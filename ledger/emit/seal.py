@@ -6,6 +6,8 @@ that would pass 2^53 - 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
 from ledger import zstd
@@ -16,7 +18,7 @@ from ledger.core.statements import MAX_BATCH_DOCUMENTS, Batch, SignedStatement, 
 from ledger.emit.compose import Composed
 from ledger.emit.head import Head
 
-__all__ = ["Block", "batch_body", "batch_payload"]
+__all__ = ["Block", "batch_body", "batch_payload", "wrap_records"]
 
 MAX_BLOCK_BYTES = 8 << 20
 """Bytes of records in one batch: a quarter of what the ledger takes, and quickly sent again."""
@@ -135,9 +137,14 @@ def batch_body(statement: SignedStatement, block: Block) -> bytes:
 
     Put together in one step: megabytes copied by several calls would keep other threads waiting.
     """
+    return wrap_records(statement, block.lines)
+
+
+def wrap_records(statement: SignedStatement, lines: Sequence[bytes]) -> bytes:
+    """``batch_body`` of the pieces in ``lines``, which together are the records' lines."""
     entry = statement.entry
-    size = sum(map(len, block.lines))
-    body = b"".join([b"\x82", _byte_string_head(len(entry)), entry, _byte_string_head(size), *block.lines])
+    size = sum(map(len, lines))
+    body = b"".join([b"\x82", _byte_string_head(len(entry)), entry, _byte_string_head(size), *lines])
     return zstd.compress(body, level=_ZSTD_LEVEL)
 
 

@@ -1,25 +1,30 @@
 """Owns sending: takes the spool's statements to the ledger, in order; lets go of each only for its receipt.
 
 A statement is deleted when, and only when, a receipt came back that verifies: for this very statement, by the
-log's key, from the log of the expected origin. Whatever else happens, the file stays.
+log's key, from the log of the expected origin. Whatever else happens, the file stays. Where the chain cannot
+go on, because a file was damaged or a key revoked, the sender has it mended (see ``rechain``).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
-from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.keys import PrivateKey, PublicKey, public_from_ed25519
 from ledger.core.note import ED25519, VerifierKey, parse_vkey
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
 from ledger.core.statements import Batch
 from ledger.emit.client import Accepted, Client, Refused, Reply, Retry, judge
-from ledger.emit.spool import Spool, Spooled
+from ledger.emit.rechain import Place, rechain
+from ledger.emit.spool import Spool
+from ledger.emit.spooled import Spooled
 
 __all__ = [
     "Delivery",
@@ -36,8 +41,13 @@ _log = logging.getLogger("tallystick.emit")
 
 BATCH_TYPE = "application/vnd.tallystick.batch+cbor"
 ENTRY_TYPE = "application/cose"
+_DAMAGED = "spool-corrupt"
 KEPT_RECEIPTS = 1024
 """Receipts left for the other processes of a spool; they fetch theirs within seconds."""
+_PURGE_EVERY = 64
+_SETTLE_S = 3.0
+"""Between the two looks at the ledger before a chain is mended: what a lost connection left behind in it is
+logged, or gone, by then."""
 _FIRST_DELAY_S = 0.5
 _LAST_DELAY_S = 60.0
 
@@ -139,12 +149,23 @@ class Sender:
         spool: where the statements wait.
         client: the ledger.
         log: which log it must be; None verifies nothing and therefore deletes nothing.
+        key: the key that signs now, asked under the spool's lock; without it, chains are not mended.
     """
 
-    def __init__(self, spool: Spool, client: Client, log: LogIdentity | None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        client: Client,
+        log: LogIdentity | None,
+        key: Callable[[], PrivateKey] | None = None,
+    ) -> None:
         self._spool = spool
         self._client = client
         self._log = log
+        self._key = key
+        self._handed_over = 0
+        self._looked: tuple[float, Place] | None = None  # when the ledger was asked where the chain stands
+        self.assumed_lost: int | None = None
         self._deliver: Callable[[Delivery], None] = lambda _: None
         self.session = ""  # this process's own, which needs no receipt left for it
 
@@ -169,9 +190,12 @@ class Sender:
                     if isinstance(outcome, Delivery):
                         sent += 1
                         continue
+                    if isinstance(outcome, Refused) and self._can_mend(seq, outcome, kept=kept):
+                        outcome = self._mend(seq, outcome)
                     reason, blocked = outcome.reason, isinstance(outcome, Refused)
                     after_s = outcome.after_s if isinstance(outcome, Retry) else None
                     break
+                self._spool.note_problem(reason, blocked=blocked)
         except UnavailableError as error:
             reason = str(error)
         except TallystickError as error:
@@ -230,7 +254,7 @@ class Sender:
 
         Its leaf hash is known from the statement after it, or from the head.
         """
-        lost = Refused(f"{error}; the ledger does not have statement {seq} either")
+        lost = Refused(f"{error}; the ledger does not have statement {seq} either", _DAMAGED)
         if self._log is None:
             return lost
         leaf = self._leaf_of(seq)
@@ -247,6 +271,55 @@ class Sender:
         _log.warning("statement %d was damaged in the spool, but the ledger has it", seq)
         self._spool.remove(seq, kept=kept)
         return Retry(f"statement {seq} was damaged in the spool, but the ledger has it", 0.0)
+
+    def _can_mend(self, seq: int, refused: Refused, *, kept: bool) -> bool:
+        """Whether signing anew what waits could help."""
+        if self._key is None or kept:
+            return False
+        if refused.code == "revoked-key":
+            try:
+                return self._spool.load(seq).statement.kid != self._key().public.kid
+            except (OSError, TallystickError):
+                return False
+        return refused.code in (_DAMAGED, "seq-gap")
+
+    def _mend(self, seq: int, refused: Refused) -> Retry | Refused:
+        """Sign what waits anew, once the ledger said twice that it has none of it."""
+        place = self._ask_place()
+        if place is None or self._key is None:
+            return refused
+        if place.next_seq > seq:
+            if refused.code != _DAMAGED:
+                return refused
+            # It has one with this seq, and the chain goes on from it, or the next one will be refused.
+            _log.warning("statement %d was damaged in the spool; the ledger is past it", seq)
+            self._spool.set_aside(self._spool.path_of(seq))
+            return Retry(f"statement {seq} was damaged in the spool, but the ledger is past it", 0.0)
+        now = time.monotonic()
+        if self._looked is None or self._looked[1] != place:
+            self._looked = (now, place)
+        if (left_s := self._looked[0] + _SETTLE_S - now) > 0:
+            return Retry(f"{refused.reason}; the chain will be mended", left_s)
+        self._looked = None
+        with self._spool.locked() as chain:
+            done = rechain(self._spool, chain, self._key(), place, assumed_lost=self.assumed_lost)
+        return Retry(
+            f"{refused.reason}; {done.signed} statements were signed anew, {done.lost} records are counted "
+            "as dropped",
+            0.0,
+        )
+
+    def _ask_place(self) -> Place | None:
+        """Where the ledger says that this chain stands; None if it does not say."""
+        reply = self._client.get(f"/issuers/{quote(self._spool.issuer, safe='')}/keys")
+        if reply.status != 200:
+            return None
+        try:
+            found = json.loads(reply.body)
+            place = Place(int(found["next_seq"]), found.get("last_leaf"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return place if (place.last_leaf is None) == (place.next_seq == 0) else None
 
     def _leaf_of(self, seq: int) -> str | None:
         with self._spool.locked() as chain:
@@ -270,8 +343,9 @@ class Sender:
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(receipt)
             temporary.rename(path)
-            if seq % 64 == 0:
+            if self._handed_over % _PURGE_EVERY == 0:
                 for old in sorted(self._spool.receipts.iterdir())[:-KEPT_RECEIPTS]:
                     old.unlink(missing_ok=True)
+            self._handed_over += 1
         except OSError:
             _log.warning("a receipt could not be left for its process", exc_info=True)

@@ -130,5 +130,7 @@ class Shipper:
     def _delivered(self, delivery: Delivery) -> None:
         self.sent += 1
         if delivery.receipt is not None and delivery.leaf_index is not None:
-            seq = delivery.spooled.statement.payload.seq
-            self._deliveries.delivered(seq, delivery.leaf_index, delivery.receipt)
+            statement = delivery.spooled.statement
+            self._deliveries.delivered(
+                statement.payload.seq, delivery.leaf_index, delivery.receipt, statement
+            )

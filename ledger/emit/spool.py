@@ -9,97 +9,40 @@ What must hold, whatever is killed and whenever:
 
 - A statement is never sent before the head on disk counts it. So no ``seq`` is ever given twice.
 - When file and head disagree, the file wins: it was complete before the head was written.
+- A statement that was counted and is damaged later is not forgotten: the tally says how many records it held,
+  and ``rechain`` puts a statement into its place that counts them as dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import logging
 import os
-import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from msgspec import UNSET
 
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
-from ledger.core.statements import (
-    Batch,
-    Heartbeat,
-    SignedStatement,
-    check_issuer_id,
-    decode_statement,
-)
-from ledger.emit._disk import append_file, locked_file, replace_file
+from ledger.core.statements import check_issuer_id
+from ledger.emit._disk import locked_file, replace_file
 from ledger.emit.head import Head, create_head, read_head, write_head
+from ledger.emit.room import KEPT, PENDING, TORN, Room, bound_torn
 from ledger.emit.session import abandoned_sessions, settle_session
+from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
+from ledger.emit.tally import lost_with, read_copy, write_tally
 
 __all__ = ["Chain", "Spool", "Spooled"]
 
 _log = logging.getLogger("tallystick.emit")
 
-_MAGIC = b"tspool1\n"
-_FRAME = struct.Struct("<8s32s")
-_FIXED = struct.Struct("<8sQI")
-_PENDING = ".statement"
-_KEPT = ".sent"
-_TORN = ".torn"
-_USAGE_AGE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Spooled:
-    """One statement as the spool holds it.
-
-    ``body`` is the compressed body of ``POST /batches``; for other kinds it is empty and the entry is sent.
-    ``session`` and ``settled`` say which process made it and how far its count is settled by it.
-    """
-
-    statement: SignedStatement
-    body: bytes
-    session: str
-    settled: int
-
-
-def encode_spooled(spooled: Spooled) -> bytes:
-    """The file's bytes."""
-    entry = spooled.statement.entry
-    fixed = _FIXED.pack(bytes.fromhex(spooled.session), spooled.settled, len(entry))
-    rest = b"".join((fixed, entry, spooled.body))
-    return _FRAME.pack(_MAGIC, hashlib.sha256(rest).digest()) + rest
-
-
-def decode_spooled(data: bytes, *, where: str) -> Spooled:
-    """Read a file's bytes.
-
-    Raises:
-        CorruptError: cut, changed, or not a spool file.
-    """
-    bad = CorruptError(
-        "the spool file was cut or changed",
-        where=where,
-        remedy="check the disk; what it held cannot be sent from here",
-        code="spool-corrupt",
-    )
-    if len(data) < _FRAME.size + _FIXED.size:
-        raise bad
-    magic, digest = _FRAME.unpack_from(data)
-    rest = memoryview(data)[_FRAME.size :]
-    if magic != _MAGIC or hashlib.sha256(rest).digest() != digest:
-        raise bad
-    session, settled, length = _FIXED.unpack_from(rest)
-    if length > len(rest) - _FIXED.size:
-        raise bad
-    entry = bytes(rest[_FIXED.size : _FIXED.size + length])
-    try:
-        statement = decode_statement(entry, where=where)
-    except InvalidError:
-        raise bad from None
-    return Spooled(statement, bytes(rest[_FIXED.size + length :]), session.hex(), settled)
+_MAX_DOCUMENTS = 1024
+"""Published documents that a spool remembers; an older one is published once more if it comes back."""
+NEW = ".new"
+SWAP = "rechained"
 
 
 class Spool:
@@ -116,13 +59,14 @@ class Spool:
         self.sessions = directory / "sessions"
         self.receipts = directory / "receipts"
         self._head_path = directory / "head"
-        self._documents_path = directory / "documents"
-        self._limit_bytes = limit_bytes
+        self._documents = directory / "documents"
+        self._tally_path = directory / "tally"
+        self._problem_path = directory / "problem"
+        self._room = Room(directory, limit_bytes)
         self._inherited: set[int] = set()
-        self._usage = (-_USAGE_AGE_S, 0)  # when counted, bytes; only an estimate, so no lock
         self._checked = False
         try:
-            for each in (directory, self.sessions, self.receipts):
+            for each in (directory, self.sessions, self.receipts, self._documents):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked_file(directory / "lock"):
                 self.issuer = self._found(issuer)
@@ -135,22 +79,20 @@ class Spool:
             ) from error
 
     def _found(self, issuer: str | None) -> str:
-        if not self._head_path.exists():
-            waiting = self.waiting()
-            if waiting:  # the head was lost; the newest statement tells where the chain stands
-                last = self.load(waiting[-1])
-                head = _after(Head(issuer=last.statement.issuer), last)
-            elif issuer is not None:
-                head = Head(issuer=check_issuer_id(issuer))
-            else:
+        found = self._read_issuer()
+        if found is None:
+            head = self._rebuilt_head()
+            if head is None and self._head_path.exists():
+                self._read_issuer(strict=True)
+            if head is None and issuer is None:
                 raise InvalidError(
                     "the spool has no chain yet, so it needs an issuer name",
                     where=str(self.directory),
                     code="bad-issuer-name",
                 )
+            head = head or Head(issuer=check_issuer_id(issuer or ""))
             create_head(self._head_path, head)
-        with self._open_head() as file:
-            found = read_head(file, where=str(self._head_path)).head.issuer
+            found = head.issuer
         if issuer not in (None, found):
             raise RefusedError(
                 f"the spool holds the chain of issuer {found}, not of {issuer}",
@@ -159,6 +101,32 @@ class Spool:
                 code="other-issuer",
             )
         return found
+
+    def _read_issuer(self, *, strict: bool = False) -> str | None:
+        """The issuer that the head names; None if there is no head, or no whole one."""
+        try:
+            with self._open_head() as file:
+                return read_head(file, where=str(self._head_path), copy=self._copy).head.issuer
+        except FileNotFoundError:
+            return None
+        except CorruptError:
+            if strict:
+                raise
+            return None
+
+    def _copy(self) -> Head | None:
+        return read_copy(self._tally_path)
+
+    def _rebuilt_head(self) -> Head | None:
+        """Where the chain stands, without a head: the tally repeats it, or the newest statement tells."""
+        copy = self._copy()
+        if copy is not None:
+            return copy
+        for seq in reversed(self.waiting()):
+            with contextlib.suppress(CorruptError):
+                last = self.load(seq)
+                return _after(Head(issuer=last.statement.issuer), last)
+        return None
 
     @contextlib.contextmanager
     def _open_head(self) -> Iterator[int]:
@@ -177,8 +145,10 @@ class Spool:
         """
         try:
             with locked_file(self.directory / "lock", inherited=self._inherited), self._open_head() as file:
-                found = read_head(file, where=str(self._head_path))
+                found = read_head(file, where=str(self._head_path), copy=self._copy)
                 chain = Chain(self, file, found.head)
+                if found.damaged:
+                    chain.heal()
                 chain.recover(thorough=found.damaged or not self._checked)
                 self._checked = True
                 yield chain
@@ -207,19 +177,19 @@ class Spool:
 
     def path_of(self, seq: int) -> Path:
         """Where the statement ``seq`` waits."""
-        return self.directory / f"{seq:016d}{_PENDING}"
+        return self.directory / f"{seq:016d}{PENDING}"
 
     def waiting(self) -> list[int]:
         """The ``seq`` of each statement whose receipt is not yet here, in order."""
-        return sorted(self._sequence(_PENDING))
+        return sorted(self._sequence(PENDING))
 
     def kept(self) -> list[int]:
         """The ``seq`` of each statement that was sent without a log key to check its receipt with."""
-        return sorted(self._sequence(_KEPT))
+        return sorted(self._sequence(KEPT))
 
     def torn(self) -> list[str]:
         """Names of spool files that were found cut or changed."""
-        return sorted(path.name for path in self.directory.glob(f"*{_TORN}*"))
+        return sorted(path.name for path in self.directory.glob(f"*{TORN}*"))
 
     def _sequence(self, suffix: str) -> Iterator[int]:
         for entry in os.scandir(self.directory):
@@ -234,7 +204,7 @@ class Spool:
             FileNotFoundError: it is not (or no longer) there. CorruptError: it was cut or changed.
         """
         path = self.path_of(seq)
-        path = path.with_suffix(_KEPT) if kept else path
+        path = path.with_suffix(KEPT) if kept else path
         spooled = decode_spooled(path.read_bytes(), where=path.name)
         if spooled.statement.payload.seq != seq:
             raise CorruptError(
@@ -245,47 +215,61 @@ class Spool:
     def remove(self, seq: int, *, kept: bool = False) -> None:
         """Delete a statement. Only for one whose receipt was verified."""
         path = self.path_of(seq)
-        path = path.with_suffix(_KEPT) if kept else path
+        path = path.with_suffix(KEPT) if kept else path
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
-            self._usage = (self._usage[0], max(0, self._usage[1] - size))
+            self._room.give(size)
 
     def keep(self, seq: int) -> None:
         """Set a statement aside that was sent, but whose receipt could not be checked."""
-        self.path_of(seq).rename(self.path_of(seq).with_suffix(_KEPT))
+        self.path_of(seq).rename(self.path_of(seq).with_suffix(KEPT))
 
-    def check_room(self, size: int) -> None:
-        """Count ``size`` bytes more.
+    def set_aside(self, path: Path) -> None:
+        """Keep a damaged file as evidence, out of the way."""
+        path.rename(path.with_suffix(f"{TORN}-{time.time_ns()}"))
+        bound_torn(self.directory)
 
-        Raises:
-            UnavailableError: the statements that wait would take more than the limit.
-        """
-        counted, used = self._usage
-        if time.monotonic() - counted > _USAGE_AGE_S:
-            used = 0
-            for entry in os.scandir(self.directory):
-                if entry.name.endswith((_PENDING, _KEPT)):
-                    with contextlib.suppress(FileNotFoundError):
-                        used += entry.stat().st_size
-            counted = time.monotonic()
-        self._usage = (counted, used)
-        if used + size > self._limit_bytes:
-            raise UnavailableError(
-                f"the spool holds {used} bytes; its limit is {self._limit_bytes}",
-                where=str(self.directory),
-                remedy="restore the connection to the ledger, or raise the limit",
-                code="spool-full",
-            )
-        self._usage = (counted, used + size)
+    def lost_with(self, seq: int) -> int | None:
+        """How many records are lost if the file of statement ``seq`` is; None if that is not known either."""
+        return lost_with(self._tally_path, seq)
 
     def documents(self) -> set[str]:
         """Digests of the documents that this chain has published."""
+        return {entry.name for entry in os.scandir(self._documents) if len(entry.name) == 64}
+
+    def document_at(self, seq: int) -> Spooled | None:
+        """The statement ``seq``, if it published a document: those are kept twice."""
+        for digest in self.documents():
+            path = self._documents / digest
+            try:
+                spooled = decode_spooled(path.read_bytes(), where=path.name)
+            except (FileNotFoundError, CorruptError):
+                continue
+            if spooled.statement.payload.seq == seq:
+                return spooled
+        return None
+
+    # --- what is wrong, for other processes to read -----------------------------------------------------
+
+    def note_problem(self, reason: str | None, *, blocked: bool = False) -> None:
+        """Leave a note of what keeps statements from the ledger; None removes it."""
+        with contextlib.suppress(OSError):
+            if reason is None:
+                self._problem_path.unlink(missing_ok=True)
+                return
+            note = {"reason": reason[:2000], "blocked": blocked, "at_us": time.time_ns() // 1000}
+            temporary = self._problem_path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(note), "utf-8")
+            temporary.replace(self._problem_path)
+
+    def problem(self) -> dict[str, object] | None:
+        """The note: ``reason``, ``blocked``, ``at_us``."""
         try:
-            text = self._documents_path.read_text("ascii", errors="replace")
-        except FileNotFoundError:
-            return set()
-        return {line for line in text.split("\n") if len(line) == 64}
+            note = json.loads(self._problem_path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return note if isinstance(note, dict) else None
 
 
 class Chain:
@@ -296,16 +280,25 @@ class Chain:
         self._file = file
         self.head = head
 
+    def heal(self) -> None:
+        """Write both slots of a damaged head anew."""
+        for _ in range(2):
+            self._write(self.head)
+
     def recover(self, *, thorough: bool) -> None:
         """Make the head count every statement that is complete on disk; pass settled counts on."""
         spool = self._spool
+        self._finish_swap()
         if thorough:
-            for leftover in spool.directory.glob(f"*{_PENDING}.tmp"):
+            for leftover in (*spool.directory.glob(f"*{PENDING}.tmp"), *spool.directory.glob(f"*{NEW}*")):
                 leftover.unlink()  # never complete: only a holder of the lock writes one
-            beyond = [seq for seq in spool.waiting() if seq > self.head.next_seq]
-            if beyond and not spool.path_of(self.head.next_seq).exists():
+            for seq in reversed(spool.waiting()):
+                if seq <= self.head.next_seq:
+                    break
                 # The newest slot was lost and an older one found: the statements know better.
-                self._write(_after(self.head, spool.load(beyond[-1])))
+                with contextlib.suppress(CorruptError):
+                    self._write(_after(self.head, spool.load(seq)))
+                    break
         while spool.path_of(self.head.next_seq).exists():
             seq = self.head.next_seq
             try:
@@ -317,8 +310,7 @@ class Chain:
                 # It was never sent, since no head counted it; its records are still unsettled and so counted
                 # as lost. The file stays as evidence and its place in the chain is free.
                 _log.error("%s; set aside", error)
-                path = spool.path_of(seq)
-                path.rename(path.with_suffix(f"{_TORN}-{time.time_ns()}"))
+                spool.set_aside(spool.path_of(seq))
                 break
             self._write(_after(self.head, spooled))
         if self.head.session:
@@ -332,7 +324,7 @@ class Chain:
         """
         data = encode_spooled(spooled)
         spool = self._spool
-        spool.check_room(len(data))
+        spool._room.take(len(data))
         path = spool.path_of(self.head.next_seq)
         if path.exists():  # the lock's file was deleted under us: never write over what another one signed
             raise UnavailableError(
@@ -349,7 +341,7 @@ class Chain:
             _log.exception("statement %d is in the spool, but may not be durable", self.head.next_seq)
         head = _after(self.head, spooled)
         try:
-            self._write(head)
+            self._write(head, lost=spooled.count + spooled.told)
         except OSError:  # the file stands; the next holder of the lock makes the head count it
             _log.exception("the head of the spool could not be written")
             self.head = head
@@ -363,8 +355,46 @@ class Chain:
         )
 
     def publish(self, digest: str) -> None:
-        """Note that the document ``digest`` is in the chain. Lost in a crash, it is published once more."""
-        append_file(self._spool._documents_path, f"\n{digest}\n".encode())
+        """Note that the newest statement published the document ``digest``, and keep it a second time.
+
+        Lost in a crash, it is published once more.
+        """
+        spool = self._spool
+        data = spool.path_of(self.head.next_seq - 1).read_bytes()
+        replace_file(spool._documents / digest, data)
+        known = sorted(spool._documents.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for oldest in known[:-_MAX_DOCUMENTS]:
+            oldest.unlink()
+
+    def swap(self, first: int, end: int, last_leaf: str | None, dropped: int) -> None:
+        """Put the statements written as ``.new`` into the place of all that wait; none is sent meanwhile.
+
+        From the moment the note is on disk the swap is finished, by whoever holds the lock next.
+        """
+        note = {"first": first, "end": end, "last_leaf": last_leaf, "dropped": dropped}
+        replace_file(self._spool.directory / SWAP, json.dumps(note).encode())
+        self._finish_swap()
+
+    def _finish_swap(self) -> None:
+        spool = self._spool
+        path = spool.directory / SWAP
+        try:
+            note = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return
+        for seq in range(note["first"], note["end"]):
+            new = spool.path_of(seq).with_suffix(NEW)
+            if new.exists():
+                new.replace(spool.path_of(seq))
+        for seq in spool.waiting():
+            if not note["first"] <= seq < note["end"]:
+                spool.set_aside(spool.path_of(seq))
+        self._write(
+            msgspec.structs.replace(
+                self.head, next_seq=note["end"], last_leaf=note["last_leaf"], dropped=note["dropped"]
+            )
+        )
+        path.unlink()
 
     def reap(self) -> int:
         """Count what processes lost that ended without closing; return how many records."""
@@ -378,20 +408,21 @@ class Chain:
             (self._spool.sessions / name).unlink(missing_ok=True)
         return lost
 
-    def _write(self, head: Head) -> None:
+    def _write(self, head: Head, *, lost: int | None = None) -> None:
         self.head = write_head(self._file, head)
+        with contextlib.suppress(OSError):  # a full disk: the head itself needed no room
+            write_tally(self._spool._tally_path, self.head, lost=lost)
 
 
 def _after(head: Head, spooled: Spooled) -> Head:
     """The head once ``spooled`` is in the chain."""
     payload = spooled.statement.payload
-    told = payload.dropped if isinstance(payload, Batch | Heartbeat) else 0
     return msgspec.structs.replace(
         head,
         next_seq=payload.seq + 1,
         last_leaf=spooled.statement.leaf_hash.hex(),
         issued_us=payload.issued_us,
-        dropped=max(0, head.dropped - told),
+        dropped=max(0, head.dropped - spooled.told),
         session=spooled.session,
         settled=spooled.settled,
     )

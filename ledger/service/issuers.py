@@ -89,6 +89,10 @@ class IssuerDescription(BaseModel):
 
     issuer: str
     next_seq: int = Field(description="The `seq` that its next statement must have")
+    last_leaf: str | None = Field(
+        default=None,
+        description="Leaf hash of its last statement, hex: the `prev` that its next one must have",
+    )
     keys: list[KeyDescription]
 
 
@@ -101,6 +105,7 @@ class IssuerList(BaseModel):
 _ISSUER = {
     "issuer": "gpu-7.example.com/vllm",
     "next_seq": 311,
+    "last_leaf": "c3f0b12d4e5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0",
     "keys": [{"kid": _KID, "algorithm": "ed25519", "cose_key": "a5010102...", "added_leaf": 1}],
 }
 _CHANGE = {"issuer": "gpu-7.example.com/vllm", "kid": _KID, "leaf_index": 1043}
@@ -117,7 +122,12 @@ def _describe(info: queries.IssuerInfo) -> IssuerDescription:
         )
         for key in info.keys
     ]
-    return IssuerDescription(issuer=info.issuer, next_seq=info.next_seq, keys=keys)
+    return IssuerDescription(
+        issuer=info.issuer,
+        next_seq=info.next_seq,
+        last_leaf=None if info.last_leaf is None else info.last_leaf.hex(),
+        keys=keys,
+    )
 
 
 @router.get(

@@ -345,12 +345,12 @@ def quality(n: int) -> object:
 
 
 def test_the_spools_limit_holds_back_and_drops(make_recorder: MakeRecorder, spool_dir: Path) -> None:
-    recorder = make_recorder(spool_limit_bytes=3000, queue_limit=5, max_age_s=0.0)
+    recorder = make_recorder(spool_limit_bytes=30_000, queue_limit=5, max_age_s=0.0)
     for _ in range(50):
         recorder.record(**report())
         recorder.sync(0.02)
     status = recorder.status()
-    assert "its limit is 3000" in str(status.problem)
+    assert "its limit is 30000" in str(status.problem)
     assert status.dropped > 0
     kept = sum(each.count for each in batches(spool_dir))
     assert kept + status.queued + status.dropped == 50

@@ -13,7 +13,8 @@ from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.statements import Heartbeat, sign_statement
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.session import Session, abandoned_sessions
-from ledger.emit.spool import Chain, Spool, Spooled, decode_spooled, encode_spooled
+from ledger.emit.spool import Chain, Spool
+from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
 
 ISSUER = "tests.example/spool"
 KEY = generate_key()
@@ -162,6 +163,45 @@ def test_a_file_that_does_not_follow_is_set_aside(spool_dir: Path) -> None:
     assert len(spool.torn()) == 1
 
 
+@pytest.mark.parametrize("size", [0, 10, 4095, 4096, 4200, 8191])
+def test_a_head_that_was_cut_is_repeated_in_the_tally(spool_dir: Path, size: int) -> None:
+    spool = Spool(spool_dir, ISSUER)
+    append(spool, 3)
+    with spool.locked() as chain:
+        chain.add_dropped(5, "00" * 8, 0)
+    for seq in range(3):
+        spool.remove(seq)  # delivered: no statement tells where the chain stands
+    os.truncate(spool_dir / "head", size)
+    with Spool(spool_dir).locked() as chain:
+        assert (chain.head.next_seq, chain.head.dropped) == (3, 5)
+    (spool_dir / "tally").unlink()
+    with Spool(spool_dir).locked() as chain:
+        assert (chain.head.next_seq, chain.head.dropped) == (3, 5)  # both slots are whole again
+
+
+def test_a_deleted_head_is_repeated_in_the_tally(spool_dir: Path) -> None:
+    spool = Spool(spool_dir, ISSUER)
+    append(spool, 2)
+    for seq in range(2):
+        spool.remove(seq)
+    (spool_dir / "head").unlink()
+    with Spool(spool_dir).locked() as chain:
+        assert chain.head.next_seq == 2
+
+
+def test_the_tally_knows_what_a_file_held(spool_dir: Path) -> None:
+    spool = Spool(spool_dir, ISSUER)
+    append(spool)
+    with spool.locked() as chain:
+        chain.add_dropped(9, "00" * 8, 0)
+    append(spool)
+    assert [spool.lost_with(seq) for seq in range(3)] == [0, 9, None]
+    data = bytearray((spool_dir / "tally").read_bytes())
+    data[4096 + 32 + 8] ^= 1
+    (spool_dir / "tally").write_bytes(data)
+    assert [spool.lost_with(seq) for seq in range(3)] == [0, None, None]
+
+
 @pytest.mark.parametrize("slot", [0, 1])
 def test_either_slot_of_the_head_may_be_lost(spool_dir: Path, slot: int) -> None:
     spool = Spool(spool_dir, ISSUER)
@@ -190,6 +230,7 @@ def test_a_lost_head_is_made_from_the_statements(spool_dir: Path) -> None:
     spool = Spool(spool_dir, ISSUER)
     append(spool, 3)
     (spool_dir / "head").unlink()
+    (spool_dir / "tally").unlink()
     append(Spool(spool_dir))
     check_chain(spool, 4)
 
@@ -197,7 +238,8 @@ def test_a_lost_head_is_made_from_the_statements(spool_dir: Path) -> None:
 def test_a_head_without_a_whole_slot_is_refused(spool_dir: Path) -> None:
     Spool(spool_dir, ISSUER)
     (spool_dir / "head").write_bytes(bytes(8192))
-    with pytest.raises(CorruptError, match="head of the spool"):
+    (spool_dir / "tally").unlink(missing_ok=True)
+    with pytest.raises(CorruptError, match="spool restore"):
         Spool(spool_dir)
 
 
@@ -233,8 +275,8 @@ def test_drops_can_be_noted_on_a_full_disk(spool_dir: Path, monkeypatch) -> None
 
 
 def test_the_limit_counts_what_waits(spool_dir: Path) -> None:
-    spool = Spool(spool_dir, ISSUER, limit_bytes=2_000)
-    with pytest.raises(UnavailableError, match="its limit is 2000") as error:
+    spool = Spool(spool_dir, ISSUER, limit_bytes=20_000)
+    with pytest.raises(UnavailableError, match="its limit is 20000") as error:
         append(spool, 100)
     assert error.value.code == "spool-full"
     waiting = spool.waiting()
@@ -253,15 +295,48 @@ def test_dropped_is_told_once(spool_dir: Path) -> None:
     assert told == [3, 0]
 
 
-def test_documents_survive_a_torn_line(spool_dir: Path) -> None:
+def test_published_documents_are_remembered_and_kept_twice(spool_dir: Path) -> None:
     spool = Spool(spool_dir, ISSUER)
-    first, second = "ab" * 32, "cd" * 32
+    append(spool, 2)
+    digest = "ab" * 32
     with spool.locked() as chain:
-        chain.publish(first)
-        with open(spool_dir / "documents", "ab") as file:
-            file.write(b"ab12")
-        chain.publish(second)
-    assert spool.documents() == {first, second}
+        chain.publish(digest)
+    assert spool.documents() == {digest}
+    assert spool.document_at(1) == spool.load(1)
+    assert spool.document_at(0) is None
+    path = spool_dir / "documents" / digest
+    path.write_bytes(path.read_bytes()[:-1])
+    assert spool.document_at(1) is None
+
+
+def test_documents_are_bounded(spool_dir: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ledger.emit.spool._MAX_DOCUMENTS", 3)
+    spool = Spool(spool_dir, ISSUER)
+    append(spool)
+    for number in range(9):
+        with spool.locked() as chain:
+            chain.publish(f"{number:064x}")
+    assert spool.documents() == {f"{number:064x}" for number in (6, 7, 8)}
+
+
+def test_kept_statements_make_room_for_new_ones(spool_dir: Path, caplog) -> None:
+    """Without a log key nothing is deleted, until the limit: then what the ledger took goes first."""
+    spool = Spool(spool_dir, ISSUER, limit_bytes=40_000)
+    for _ in range(60):
+        append(spool)
+        spool.keep(spool.waiting()[0])
+    assert 5 <= len(spool.kept()) <= 9
+    assert spool.kept()[-1] == 59
+    assert "receipts were not checked" in caplog.text
+
+
+def test_damaged_files_are_bounded(spool_dir: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ledger.emit.room._TORN_FILES", 4)
+    spool = Spool(spool_dir, ISSUER)
+    for number in range(9):
+        spool.path_of(number).write_bytes(b"torn")
+        spool.set_aside(spool.path_of(number))
+    assert [name[:16] for name in spool.torn()] == [f"{number:016d}" for number in (5, 6, 7, 8)]
 
 
 # --- sessions --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ledger.core.errors import TallystickError
 from ledger.emit.engines.gguf import quantization_of, read_metadata
-from ledger.emit.spool import Spooled, decode_spooled, encode_spooled
+from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
 from tests.core.examples import KINDS, statement_of
 from tests.fuzz.targets_core import outcome_of
 

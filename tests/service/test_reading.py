@@ -267,6 +267,7 @@ def test_issuers(harness: Harness) -> None:
     assert listed[0] == {
         "issuer": harness.issuer.name,
         "next_seq": 1,
+        "last_leaf": harness.issuer.prev.hex(),
         "keys": [
             {
                 "kid": mine.kid.hex(),

@@ -41,6 +41,7 @@ class IssuerInfo:
 
     issuer: str
     next_seq: int
+    last_leaf: bytes | None
     keys: tuple[KeyInfo, ...]
 
 
@@ -52,7 +53,7 @@ def issuers(connection: Connection) -> list[IssuerInfo]:
         keys.setdefault(row.issuer, []).append(_key_info(row))
     names = table(Issuer)
     return [
-        IssuerInfo(row.issuer, row.next_seq, tuple(keys.get(row.issuer, ())))
+        IssuerInfo(row.issuer, row.next_seq, row.last_leaf, tuple(keys.get(row.issuer, ())))
         for row in connection.execute(select(names).order_by(names.c.issuer))
     ]
 
