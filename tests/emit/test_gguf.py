@@ -1,10 +1,8 @@
-"""GGUF headers: a small file made here, cut and corrupted; the digest's cache."""
+"""GGUF headers: a small file made here, cut and corrupted."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import struct
 
 import pytest
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.core.errors import InvalidError
-from ledger.emit.engines.gguf import quantization_of, read_metadata, weights_digest
+from ledger.emit.engines.gguf import quantization_of, read_metadata
 
 
 def text(value: str) -> bytes:
@@ -63,23 +61,3 @@ def test_damage_never_does_more_than_raise(tmp_path_factory, at, byte, cut):
     path.write_bytes(data)
     with contextlib.suppress(InvalidError):
         read_metadata(path)
-
-
-def test_the_digest_is_remembered_until_the_file_changes(tmp_path):
-    path, cache = tmp_path / "m.gguf", tmp_path / "deep" / "cache.json"
-    path.write_bytes(b"one")
-    assert weights_digest(path, cache=cache) == hashlib.sha256(b"one").hexdigest()
-    cache.write_text(cache.read_text().replace(hashlib.sha256(b"one").hexdigest(), "known"))
-    assert weights_digest(path, cache=cache) == "known"
-    path.write_bytes(b"two")
-    os.utime(path, ns=(1, 1))
-    assert weights_digest(path, cache=cache) == hashlib.sha256(b"two").hexdigest()
-    assert '"known"' not in cache.read_text()
-
-
-@pytest.mark.parametrize("content", ["not json", "[]", '{"x": 1}'])
-def test_a_broken_cache_costs_only_time(tmp_path, content):
-    path, cache = tmp_path / "m.gguf", tmp_path / "cache.json"
-    path.write_bytes(b"one")
-    cache.write_text(content)
-    assert weights_digest(path, cache=cache) == hashlib.sha256(b"one").hexdigest()

@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import UNSET
 
 from ledger.core.records import Adapter, Deployment, Speculative, Weights
-from ledger.emit.engines.gguf import quantization_of, read_metadata, weights_digest
+from ledger.emit.engines.gguf import quantization_of, read_metadata
+from ledger.emit.model_identity import file_digest, identified
 from ledger.energy.host_power import HostPower, host_power
 
 __all__ = ["deployment_of"]
@@ -42,19 +43,18 @@ def deployment_of(
         provider: who serves it.
         region: where, as a grid or cloud region.
         site: where, as a place.
-        digest_cache: see ``weights_digest``.
+        digest_cache: the file that remembers digests; see ``ledger.emit.model_identity``.
     """
     params = None if isinstance(source, (str, Path)) else source
     path = Path(source if params is None else params.model.path)
     known = read_metadata(path)
     host = host or host_power()
     said_version = version or known.get("general.version")
-    return Deployment(
+    deployment = Deployment(
         model=model or str(known.get("general.name") or path.stem),
         version=str(said_version) if said_version else UNSET,
         engine="llama.cpp",
         engine_version=_engine_version() or UNSET,
-        weights=Weights(method="file", digest=weights_digest(path, cache=digest_cache)),
         adapters=UNSET if params is None else _adapters(params, digest_cache) or UNSET,
         quantization=quantization_of(known) or UNSET,
         attention=UNSET if params is None else _FLASH_ATTENTION.get(int(params.flash_attn_type), UNSET),
@@ -65,6 +65,7 @@ def deployment_of(
         region=region or UNSET,
         site=site or UNSET,
     )
+    return identified(deployment, path, wait_s=None, cache=digest_cache)()
 
 
 def _engine_version() -> str | None:
@@ -78,7 +79,7 @@ def _engine_version() -> str | None:
 def _adapters(params: Any, cache: Path | None) -> tuple[Adapter, ...]:
     paths = [Path(each.path) for each in params.lora_adapters or ()]
     return tuple(
-        Adapter(name=path.stem, weights=Weights(method="file", digest=weights_digest(path, cache=cache)))
+        Adapter(name=path.stem, weights=Weights(method="file", digest=file_digest(path, cache=cache)))
         for path in paths
     )
 

@@ -1,4 +1,4 @@
-"""Owns what a GGUF model file says of itself: its metadata, its quantization, its digest.
+"""Owns what a GGUF model file says of itself: its metadata and its quantization.
 
 Implements the header of the GGUF specification, versions 2 and 3 (ggml-org/ggml, docs/gguf.md). Tensors are
 not read. A file is untrusted input: every length is checked against the file's size.
@@ -6,17 +6,14 @@ not read. A file is untrusted input: every length is checked against the file's 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import TypeAlias
 
 from ledger.core.errors import InvalidError
 
-__all__ = ["Metadata", "quantization_of", "read_metadata", "weights_digest"]
+__all__ = ["Metadata", "quantization_of", "read_metadata"]
 
 Metadata: TypeAlias = dict[str, str | int | bool]
 
@@ -39,7 +36,6 @@ _SCALARS = {
 _SIZES = {kind: struct.calcsize(form) for kind, form in _SCALARS.items()}
 _FLOATS = (6, 12)
 _MAX_NESTING = 4
-_READ_BYTES = 1 << 20
 
 # llama.cpp's llama_ftype, the value of general.file_type; the names are those of its quantize tool.
 # fmt: off
@@ -124,48 +120,3 @@ def quantization_of(metadata: Metadata) -> str | None:
     """The scheme as llama.cpp names it (``Q4_K_M``), or None where the file does not say."""
     file_type = metadata.get("general.file_type")
     return _FILE_TYPES.get(file_type & ~_GUESSED) if isinstance(file_type, int) else None
-
-
-def weights_digest(path: Path, *, cache: Path | None = None) -> str:
-    """SHA-256 of the file, hex. Remembered by path, size, modification time and inode.
-
-    A model of 40 GB takes a minute to hash, so each version of a file is hashed once. The cache saves time
-    and proves nothing: what is logged is the issuer's statement either way.
-
-    Args:
-        path: the model file.
-        cache: the file that remembers; ``tallystick/weights.json`` in the user's cache directory if absent.
-    """
-    path = path.resolve()
-    if cache is None:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        cache = Path(home) / "tallystick" / "weights.json"
-    status = path.stat()
-    key = f"{path}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        known = {}
-    digest = known.get(key)
-    if isinstance(digest, str):
-        return digest
-    digest = _hash(path)
-    kept = {k: v for k, v in known.items() if k.partition("|")[0] != str(path)}  # its older versions go
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = cache.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(kept | {key: digest}))
-        draft.replace(cache)
-    except OSError:
-        pass  # no cache, no harm
-    return digest
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
