@@ -55,6 +55,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Name another one.",
     ),
     (
+        "bad-window", 422, "Bad window",
+        "A window of measured energy is empty, or begins before the one before it ends.",
+        "Read the meter in order, by one steady clock.",
+    ),
+    (
         "not-in-flight", 409, "No such generation in flight",
         "A record names an id that `begin` did not give, or that has its record already.",
         "Call `begin` once for each record, and end it once, by `record` or `abandon`.",
@@ -319,5 +324,25 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "forked", 422, "Two trees of one size",
         "Two things that the log signed for one size have different roots: it showed two histories.",
         "Keep both: together they prove it.",
+    ),
+    (
+        "no-spool", 404, "No spool here",
+        "The directory holds no spool of a recorder.",
+        "Name the recorder's spool directory, or set `TALLYSTICK_SPOOL`.",
+    ),
+    (
+        "no-chain", 403, "Place in the chain not told",
+        "The ledger does not say where the issuer's chain stands, so it cannot be mended or restored.",
+        "Register the issuer; use an API key of scope `emit` or `read`.",
+    ),
+    (
+        "ledger-behind", 409, "The ledger lost statements",
+        "The ledger gave a receipt for a statement and now does not have it: it was rolled back, or it lies.",
+        "Keep the spool and all receipts, and ask the ledger's operator. Nothing is counted as dropped for it.",
+    ),
+    (
+        "spool-waiting", 503, "Statements of the old key wait",
+        "A key cannot be revoked yet: statements that it signed still wait in the spool.",
+        "Send them with `tallystick spool flush`, then revoke the key.",
     ),
 )  # fmt: skip
