@@ -161,6 +161,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Check the units of the factor set and of the energy.",
     ),
     (
+        "bad-factor", 422, "Factor not plausible",
+        "A factor is negative, or outside of what it can be.",
+        "Check the units: PUE is stated times 1,000, intensities in micrograms for each kWh.",
+    ),
+    (
         "unknown-provider", 422, "Provider not known",
         "No table or package that is installed knows this provider.",
         "Use one of those that the message names.",
