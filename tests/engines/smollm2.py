@@ -28,7 +28,7 @@ def gguf() -> Path:
 
 
 def smollm2() -> Path:
-    """A folder as the hub would give it: config, weights, tokenizer, chat template. 540 MB; made in half a minute."""
+    """A folder as the hub would give it: config, weights, tokenizer, chat template. Has 540 MB."""
     return _made("smollm2-135m", _convert)
 
 
