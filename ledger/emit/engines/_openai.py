@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import msgspec
 from msgspec import UNSET
@@ -185,7 +185,7 @@ def usage_of(value: Any) -> Usage | None:
         cached_input_tokens=cached if is_count(cached) and cached <= inputs else UNSET,
         reasoning_tokens=reasoning if is_count(reasoning) else UNSET,
         drafted_tokens=drafted or UNSET,
-        accepted_tokens=accepted if drafted else UNSET,
+        accepted_tokens=accepted if drafted and is_count(accepted) else UNSET,
     )
 
 
@@ -225,9 +225,9 @@ def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= MAX_SAFE_INTEGER
 
 
-def are_ids(value: Any) -> bool:
+def are_ids(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(each) is int and 0 <= each <= _MAX_TOKEN for each in value)

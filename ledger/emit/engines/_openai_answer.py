@@ -85,7 +85,18 @@ class Answer:
             self._feed_choice(
                 each, place, {} if body.get("prompt_progress") else mapping(body.get("__verbose"))
             )
+        self._feed_sglang(mapping(body.get("sglext")))
         self._feed_usage(body, choices, streamed)
+
+    def _feed_sglang(self, extension: Mapping[str, Any]) -> None:
+        """SGLang's chat: ids of the prompt and of all choices, whole or at the end of a stream."""
+        if self._prompt_ids is None and are_ids(ids := extension.get("input_ids")):
+            self._prompt_ids = ids
+        rows = extension.get("output_ids")
+        for index, row in enumerate(rows if isinstance(rows, list) else []):
+            choice = self.choice(index)
+            if not choice.ids:
+                self.add_ids(choice, row)
 
     def _feed_choice(self, body: Mapping[str, Any], place: int, verbose: Mapping[str, Any]) -> None:
         choice = self.choice(_index_of(body, place))

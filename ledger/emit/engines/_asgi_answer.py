@@ -1,0 +1,199 @@
+"""Owns the answer of an ASGI app on its way to the client: it is read in passing, and passed on at once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from ledger.emit._complaints import Complaints
+from ledger.emit.engines._exchange import Exchange
+from ledger.emit.engines._openai import read_json
+from ledger.emit.engines._sse import Events
+from ledger.emit.engines._wire import Added, hide
+
+__all__ = ["RECORD_HEADER", "Passage"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+RECORD_HEADER = b"x-tallystick-record"
+_DONE = b"[DONE]"
+_FIRST_ERROR = 400
+
+
+class Passage:
+    """Passes one answer on. Owned by the task that serves the request.
+
+    Args:
+        exchange: is told what passes, and how it ended.
+        added: what to take out.
+        send: to the client.
+        complaints: about what goes wrong here.
+        limit: bytes of a whole answer that are kept to be read.
+    """
+
+    def __init__(
+        self, exchange: Exchange, added: Added, send: Send, complaints: Complaints, limit: int
+    ) -> None:
+        self._exchange = exchange
+        self._added = added
+        self._send = send
+        self._complaints = complaints
+        self._limit = limit
+        self._gone = self._ended = False
+        self._pass: Callable[[bytes, bool], Awaitable[None]] = self._pass_unread
+        self._start: Message | None = None
+        self._events = Events()
+        self._kept = bytearray()
+
+    def client_is_gone(self) -> None:
+        """The client closed the connection. Once all was sent, that means nothing."""
+        self._gone = not self._ended
+
+    async def send(self, message: Message) -> None:
+        """What the app sends."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body":
+            more = bool(message.get("more_body"))
+            try:
+                await self._pass(message.get("body", b""), more)
+            except OSError:  # what servers raise when the client is gone (ASGI 2.4)
+                self.client_is_gone()
+                raise
+            if not more:
+                self._ended = True
+                self.close()
+        else:
+            await self._send(message)
+
+    def close(self) -> None:
+        """The app is done with the request."""
+        try:
+            if self._gone:
+                self._exchange.abort()
+            elif self._ended:
+                self._exchange.end()
+            else:
+                self._exchange.fail()
+        except Exception as error:
+            self._complaints.say("a generation could not be recorded", error)
+
+    # --- the start -----------------------------------------------------------------------------------
+
+    async def _begin(self, message: Message) -> None:
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        known = {name.lower(): value for name, value in headers}
+        kind = known.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if message["status"] >= _FIRST_ERROR:
+            self._exchange.refuse()
+        elif known.get(b"content-encoding", b"identity").lower() != b"identity":
+            self._complaints.say("an answer is compressed: its tokens cannot be counted")
+        elif kind == b"text/event-stream":
+            self._pass = self._pass_stream
+        elif kind == b"application/json" or kind.endswith(b"+json"):
+            self._pass = self._pass_held if self._added else self._pass_whole
+        else:
+            self._exchange.refuse()
+        if self._exchange.open:
+            headers.append((RECORD_HEADER, self._exchange.record_id.encode()))
+        # A stream that is changed has another length; so has a whole answer, which knows its own then.
+        if self._added and self._pass in (self._pass_stream, self._pass_held):
+            headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        start = {**message, "headers": headers}
+        if self._pass == self._pass_held:
+            self._start = start
+        else:
+            await self._send(start)
+
+    # --- bodies --------------------------------------------------------------------------------------
+
+    async def _forward(self, data: bytes, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _pass_unread(self, data: bytes, more: bool) -> None:
+        await self._forward(data, more)
+
+    async def _pass_whole(self, data: bytes, more: bool) -> None:
+        """Pass a whole answer on as it comes, and read it at the end."""
+        self._keep(data)
+        if not more and self._pass == self._pass_whole:
+            self._read_whole()
+        await self._forward(data, more)
+
+    def _keep(self, data: bytes) -> None:
+        if len(self._kept) + len(data) > self._limit:
+            self._exchange.answer.whole = False
+            self._complaints.say("an answer is too long to be read: its tokens cannot be counted")
+            self._pass = self._pass_unread
+        else:
+            self._kept += data
+
+    def _read_whole(self) -> bytes | None:
+        """Read the answer; return it anew if something was taken out."""
+        try:
+            body = read_json(self._kept)
+            if body is None:
+                self._exchange.answer.whole = False
+                return None
+            self._exchange.feed(body, streamed=False)
+            shown = hide(body, self._added, streamed=False) if self._added else body
+            return None if shown is body or shown is None else msgspec.json.encode(shown)
+        except Exception as error:
+            self._complaints.say("an answer could not be read", error)
+            return None
+
+    async def _pass_held(self, data: bytes, more: bool) -> None:
+        """Hold a whole answer back, since something must be taken out of it."""
+        self._keep(data)
+        if self._pass != self._pass_held:  # too long: pass on what is held, and the rest as it comes
+            await self._send(self._start or {})
+            await self._forward(bytes(self._kept) + data, more)
+            self._kept.clear()
+        elif not more:
+            whole = self._read_whole() or bytes(self._kept)
+            start = self._start or {}
+            headers = [*start["headers"], (b"content-length", str(len(whole)).encode())]
+            await self._send({**start, "headers": headers})
+            await self._forward(whole, False)
+
+    async def _pass_stream(self, data: bytes, more: bool) -> None:
+        """Pass on the events of a stream: all bytes at once, unless something must be taken out of some."""
+        shown = self._read_events(data)
+        if not self._added:
+            shown = data
+        elif not more:
+            shown += self._events.rest()
+        if shown or not more:
+            await self._forward(shown, more)
+
+    def _read_events(self, data: bytes) -> bytes:
+        parts = []
+        for event in self._events.feed(data):
+            raw = event.raw
+            if event.data and event.data != _DONE:
+                raw = self._read_event(raw, event.data)
+            parts.append(raw)
+        if self._events.gave_up:
+            self._exchange.answer.whole = False
+        return b"".join(parts)
+
+    def _read_event(self, raw: bytes, data: bytes) -> bytes:
+        try:
+            body = read_json(data)
+            if body is None:
+                self._exchange.answer.whole = False
+                return raw
+            self._exchange.feed(body, streamed=True)
+            shown = hide(body, self._added, streamed=True) if self._added else body
+            if shown is body:
+                return raw
+            if shown is None:
+                return b""
+            others = [line for line in raw.splitlines() if line and not line.startswith(b"data")]
+            return b"\n".join([*others, b"data: " + msgspec.json.encode(shown), b"", b""])
+        except Exception as error:
+            self._complaints.say("a chunk could not be read", error)
+            return raw

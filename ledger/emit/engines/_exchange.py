@@ -1,0 +1,187 @@
+"""Owns one request and its answer on their way: what becomes of them is one record, whatever the end.
+
+Token counts are the server's. Where it told none (an aborted stream of a server that counts at the end, a
+server without usage) they are estimated: a token for each chunk of text, four bytes of text for a token
+elsewhere. Such a record says so: ``quality`` has ``usage_estimated``, which is 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ledger.core.records import Deployment, Quality, Usage
+from ledger.emit.engines._openai import ABORT, ERROR, Request
+from ledger.emit.engines._openai_answer import Answer
+from ledger.emit.engines._wire import Wire
+
+__all__ = ["USAGE_ESTIMATED", "Call", "Exchange", "Recording", "now_us"]
+
+USAGE_ESTIMATED = {"usage_estimated": Quality(scale=0, value=1)}
+"""Marks a record whose token counts are estimates."""
+_BYTES_PER_TOKEN = 4
+"""OpenAI's rule of thumb for English text."""
+
+_logger = logging.getLogger("tallystick.emit")
+
+
+class Recording(Protocol):
+    """What recording on the wire needs of a ``Recorder``."""
+
+    def begin(self, *, input_tokens: int | None = None) -> str:
+        """A generation begins; return the id that its record will have."""
+
+    def record(
+        self,
+        *,
+        usage: Usage,
+        started_us: int,
+        ended_us: int,
+        first_token_us: int | None = None,
+        input_ids: Sequence[int] | None = None,
+        output_ids: Sequence[int] | None = None,
+        input_text: str | None = None,
+        output_text: str | None = None,
+        finish_reason: str | None = None,
+        request_id: str | None = None,
+        tenant: str | None = None,
+        deployment: Deployment | None = None,
+        parent: str | None = None,
+        quality: dict[str, Quality] | None = None,
+        id: str | None = None,
+    ) -> str:
+        """Take one generation."""
+
+    def abandon(self, id: str) -> None:
+        """What began generated nothing."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is known of a request besides its body."""
+
+    tenant: str | None = None
+    parent: str | None = None
+    request_id: str | None = None
+
+
+def now_us() -> int:
+    """Unix microseconds."""
+    return time.time_ns() // 1000
+
+
+class Exchange:
+    """One request and its answer. Owned by the task that serves the request.
+
+    Args:
+        recorder: takes the record.
+        wire: how request and answer are read.
+        request: what was asked; None where the body could not be read.
+        call: what else is known.
+        deployments: what generates, by the name that the server gives the model; the recorder's own where
+            the name is not among them.
+
+    Attributes:
+        record_id: of the record that comes of it.
+        open: neither recorded nor abandoned yet.
+    """
+
+    def __init__(
+        self,
+        recorder: Recording,
+        wire: Wire,
+        request: Request | None,
+        call: Call,
+        deployments: Mapping[str, Deployment],
+    ) -> None:
+        self.open = True
+        self.answer = Answer()
+        self._recorder = recorder
+        self._wire = wire
+        self._request = request
+        self._call = call
+        self._deployments = deployments
+        self._streamed = False
+        self._first_us: int | None = None
+        self._started_us = now_us()
+        ids = None if request is None else request.input_ids
+        self.record_id = recorder.begin(input_tokens=None if ids is None else len(ids))
+
+    def feed(self, body: Mapping[str, Any], *, streamed: bool) -> None:
+        """Take in the whole answer, or a chunk of it."""
+        self._wire.feed(self.answer, body, streamed=streamed)
+        if streamed:
+            self._streamed = True
+            if self._first_us is None and self.answer.has_output:
+                self._first_us = now_us()
+
+    def end(self) -> None:
+        """The answer came to its end."""
+        failed = self.answer.failed or (self._streamed and self.answer.finish_reason is None)
+        self._close(ERROR if failed else None)
+
+    def abort(self) -> None:
+        """The client went away before the end."""
+        wanted = 1 if self._request is None else self._request.choices
+        finished = self.answer.finish_reason is not None and len(self.answer.choices) >= wanted
+        self._close(None if finished else ABORT)
+
+    def fail(self) -> None:
+        """The server broke off."""
+        self._close(ERROR)
+
+    def refuse(self) -> None:
+        """The server generated nothing."""
+        if self.open:
+            self.open = False
+            self._recorder.abandon(self.record_id)
+
+    def _close(self, reason: str | None) -> None:
+        if not self.open:
+            return
+        answer, request = self.answer, self._request
+        counts = answer.counts()
+        if counts is None and not answer.has_output and reason != ABORT:
+            self.refuse()  # failed before the first token, or runs in the background
+            return
+        self.open = False
+        usage = counts or self._estimate()
+        input_ids: Sequence[int] | None = None if request is None else request.input_ids
+        if input_ids is None:
+            input_ids = answer.prompt_ids(1 if request is None else request.choices)
+        if input_ids is not None and len(input_ids) != usage.input_tokens:
+            input_ids = None
+        output_ids = answer.output_ids(usage.output_tokens)
+        self._recorder.record(
+            id=self.record_id,
+            usage=usage,
+            started_us=self._started_us,
+            ended_us=max(now_us(), self._started_us, self._first_us or 0),
+            first_token_us=self._first_us,
+            input_ids=input_ids,
+            input_text=None if input_ids is not None or request is None else request.input_text,
+            output_ids=output_ids,
+            output_text=None if output_ids is not None else answer.output_text(),
+            finish_reason=reason or answer.finish_reason,
+            request_id=answer.request_id or self._call.request_id,
+            tenant=self._call.tenant,
+            parent=self._call.parent,
+            deployment=self._deployments.get(answer.model or ""),
+            quality=None if counts is not None else USAGE_ESTIMATED,
+        )
+
+    def _estimate(self) -> Usage:
+        ids = None if self._request is None else self._request.input_ids
+        said = None if self._request is None else self._request.input_text
+        shown = self.answer.output_text() or ""
+        return Usage(
+            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""),
+            output_tokens=self.answer.parts if self._streamed else _tokens_in(shown),
+        )
+
+
+def _tokens_in(text: str) -> int:
+    return -(-len(text.encode()) // _BYTES_PER_TOKEN)

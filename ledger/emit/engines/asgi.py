@@ -1,0 +1,223 @@
+"""Owns the ASGI middleware that records what an OpenAI-compatible app generates. Two lines to adopt::
+
+    recorder = Recorder(deployment=Deployment(model="my-model", engine="vllm"))
+    app.add_middleware(RecordingMiddleware, recorder=recorder)
+
+For vLLM: ``vllm serve ... --middleware ledger.emit.engines.asgi.RecordingMiddleware``; the recorder and the
+deployment then come from the environment. Any ASGI 3 app will do: FastAPI, Starlette, Ray Serve's ingress.
+
+What passes is not changed, but for this: a request is made to tell usage and token ids (``_wire``), and what
+the client did not ask for is taken out of the answer again; the answer has the header
+``x-tallystick-record``; a recorded request is passed on without ``accept-encoding``, since an answer that is
+compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a limit.
+Whatever goes wrong in recording is logged, and serving goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+from ledger.core.records import Deployment
+from ledger.emit._complaints import Complaints
+from ledger.emit.engines._asgi_answer import Passage
+from ledger.emit.engines._exchange import Call, Exchange, Recording
+from ledger.emit.engines._openai import Body, read_json
+from ledger.emit.engines._wire import Added, Wire, ask, wire_of
+
+__all__ = ["RecordingMiddleware"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+MAX_BODY_BYTES = 64 << 20
+"""Of a request or a whole answer that is read; larger ones pass unread. A million tokens of prompt have 4 MB;
+images in a request are larger."""
+
+
+class RecordingMiddleware:
+    """Records each generation that passes through an ASGI app.
+
+    Args:
+        app: the app.
+        recorder: a ``Recorder``. Without one, a recorder is made of TALLYSTICK_... at the first generation,
+            and closed when the app's lifespan ends.
+        engine: what generates, so that token ids are asked for: ``vllm``, ``sglang``, ``llama.cpp``. Default:
+            that of the deployment which TALLYSTICK_DEPLOYMENT names, where the recorder comes from there.
+        deployments: by the name that answers give the model, where one app serves several.
+        tenant_header: request header that names the tenant. Environment: TALLYSTICK_TENANT_HEADER. Off by
+            default: a client could name another tenant. Set it where a gateway in front of this app sets the
+            header and removes a client's own.
+        parent_header: request header with the id of the record that caused this request. Environment:
+            TALLYSTICK_PARENT_HEADER. Off by default, likewise.
+        ask_usage: ask for the usage of streams. Switch it off for a server that refuses ``stream_options``.
+        ask_ids: ask for token ids, of engines that are known to show them.
+        max_body_bytes: larger requests and whole answers pass unread.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        recorder: Recording | None = None,
+        *,
+        engine: str | None = None,
+        deployments: Mapping[str, Deployment] | None = None,
+        tenant_header: str | None = None,
+        parent_header: str | None = None,
+        ask_usage: bool = True,
+        ask_ids: bool = True,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self.app = app
+        self._given = self._recorder = recorder
+        self._engine = engine
+        self._deployments = deployments or {}
+        environment = os.environ
+        self._tenant = _header_name(tenant_header or environment.get("TALLYSTICK_TENANT_HEADER"))
+        self._parent = _header_name(parent_header or environment.get("TALLYSTICK_PARENT_HEADER"))
+        self._ask_usage = ask_usage
+        self._ask_ids = ask_ids
+        self._max = max_body_bytes
+        self._hopeless = False
+        self._complaints = Complaints("recording")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        wire = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            wire = wire_of(scope["path"])
+        elif scope["type"] == "lifespan" and self._given is None:
+            await self._live(scope, receive, send)
+            return
+        if wire is None:
+            await self.app(scope, receive, send)
+            return
+        recorder = self._recorder or self._make()
+        if recorder is None:
+            await self.app(scope, receive, send)
+            return
+        await self._record(wire, recorder, scope, receive, send)
+
+    # --- one generation ------------------------------------------------------------------------------
+
+    async def _record(
+        self, wire: Wire, recorder: Recording, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers = dict(reversed([(name.lower(), value) for name, value in scope["headers"]]))
+        messages, data = await _read(receive, self._max, headers)
+        added, request = Added(), None
+        try:
+            body = None if data is None else read_json(data)
+            if body is not None and data is not None:
+                request = wire.read(body)
+                data, added = self._asked(wire, data, body)
+                messages = [{"type": "http.request", "body": data, "more_body": False}]
+            exchange = Exchange(recorder, wire, request, self._call_of(headers), self._deployments)
+        except Exception as error:
+            self._complaints.say("a request could not be read", error)
+            await self.app(scope, _replay(messages, receive), send)
+            return
+        dropped = {b"accept-encoding"} | (_FRAMING if data is not None else set())
+        kept = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
+        if data is not None:
+            kept.append((b"content-length", str(len(data)).encode()))
+        passage = Passage(exchange, added, send, self._complaints, self._max)
+        inner = _replay(messages, receive)
+
+        async def listen() -> Message:
+            message = await inner()
+            if message["type"] == "http.disconnect":
+                passage.client_is_gone()
+            return message
+
+        try:
+            await self.app({**scope, "headers": kept}, listen, passage.send)
+        except asyncio.CancelledError:
+            passage.client_is_gone()
+            raise
+        finally:
+            passage.close()
+
+    def _asked(self, wire: Wire, data: bytes, body: Body) -> tuple[bytes, Added]:
+        return ask(wire.kind, self._engine, data, body, usage=self._ask_usage, ids=self._ask_ids)
+
+    def _call_of(self, headers: Mapping[bytes, bytes]) -> Call:
+        def value(name: bytes | None) -> str | None:
+            found = None if name is None else headers.get(name)
+            return found.decode("latin-1") if found else None
+
+        return Call(tenant=value(self._tenant), parent=value(self._parent), request_id=value(b"x-request-id"))
+
+    # --- a recorder from the environment ---------------------------------------------------------------
+
+    def _make(self) -> Recording | None:
+        if self._recorder is None:
+            if self._hopeless:
+                return None
+            from ledger.emit.deployment_file import deployments_from_environment, recorder_of
+
+            try:
+                known = deployments_from_environment()
+                self._recorder = recorder_of(known)
+            except Exception as error:
+                self._hopeless = True
+                self._complaints.say("there is no recorder, so nothing is recorded", error)
+                return None
+            self._engine = self._engine or known.default.engine
+            self._deployments = self._deployments or known.models
+        return self._recorder
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Make the recorder when the app starts, and close it when it ends."""
+        await asyncio.to_thread(self._make)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            made: Any = self._recorder
+            if made is not None:
+                await made.aclose()
+
+
+_FRAMING = {b"content-length", b"transfer-encoding"}
+
+
+def _header_name(name: str | None) -> bytes | None:
+    return name.lower().encode("latin-1") if name else None
+
+
+async def _read(
+    receive: Receive, limit: int, headers: Mapping[bytes, bytes]
+) -> tuple[list[Message], bytes | None]:
+    """The messages of a request's body, and the body; None instead if it cannot or shall not be read."""
+    encoded = headers.get(b"content-encoding", b"identity") != b"identity"
+    length = headers.get(b"content-length", b"")
+    if encoded or (length.isdigit() and int(length) > limit):
+        return [], None
+    messages: list[Message] = []
+    size = 0
+    while True:
+        message = await receive()
+        messages.append(message)
+        if message["type"] != "http.request":
+            return messages, None
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return messages, b"".join(each.get("body", b"") for each in messages)
+        if size > limit:
+            return messages, None
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """Gives what was received already, then what comes."""
+    waiting = list(reversed(messages))
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
