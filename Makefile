@@ -31,7 +31,8 @@ help: ## Show the targets
 setup: $(STAMP) ## Make .venv and install everything that is locked
 
 # pip checks each file against its hash in the lock. The project itself comes last and brings nothing in.
-$(STAMP): requirements.lock requirements-model.lock pyproject.toml
+# Without a compiler or Python's headers, its native part is left out, and Python does the same.
+$(STAMP): requirements.lock requirements-model.lock pyproject.toml $(wildcard ledger/_c/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
 	@if ! test -x $(BIN)/python; then \
 	  if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     # Writes the published contract, so it looks at everything that is part of it.
     "schemas": {"core", "export", "service", "store", "energy"},
 }
-SHARED = {"", "keyfiles", "zstd", "http_call"}
+SHARED = {"", "keyfiles", "native", "zstd", "http_call"}
 """Modules beside the packages; they may import `core`."""
 NO_INPUT_OUTPUT = {
     "os",

@@ -14,7 +14,7 @@ from hashlib import sha256
 from itertools import accumulate
 from operator import sub
 from struct import Struct
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
@@ -25,6 +25,7 @@ from ledger.core import merkle
 from ledger.core.errors import TallystickError
 from ledger.core.records import MAX_RECORD_BYTES, Record, decode_record_lines
 from ledger.core.statements import MAX_BATCH_RECORDS, Batch, Totals
+from ledger.native import parsing as _native
 
 __all__ = ["BatchFacts", "check_records", "check_root", "unpack_block"]
 
@@ -90,24 +91,18 @@ def check_records(lines: bytes, batch: Batch | None, where: str, findings: Findi
         findings: where contradictions go.
     """
     try:
-        records, parts = decode_record_lines(lines, where=where)
+        found = _read(lines, where)
     except TallystickError as error:
         findings.add_error(error, error.where or where, code="bad-record")
         return None
-    if not records:
+    if found is None:
         findings.add("wrong-count", where, "there are no records", _RESTORE)
         return None
-    findings.counts.records += len(records)
-    groups = _group(records)
-    if len(records) >= _WORTH_SUMMING * len(groups):
-        rollups = {key: _sum_group(group) for key, group in groups.items()}
-    else:
-        rollups = _sum_small_groups(groups)
+    findings.counts.records += len(found.ids)
     if batch is not None:
-        _check_root(parts, batch, where, findings)
-        _compare(batch, _summary(records, rollups), where, findings)
-    packed = bytes.fromhex("".join([r.id for r in records]).replace("-", ""))
-    return BatchFacts(_cut_ids(len(records))(packed), rollups)
+        _check_root(found.root, batch, where, findings)
+        _compare(batch, _summary(found), where, findings)
+    return BatchFacts(found.ids, found.rollups)
 
 
 def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings) -> None:
@@ -121,17 +116,58 @@ def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings
         if len(parts) != batch.count:
             what = f"the statement counts {batch.count} records, but there are {len(parts)}"
             findings.add("wrong-count", where, what, _RESTORE)
-        _check_root(parts, batch, where, findings)
+        _check_root(merkle.root(merkle.leaf_hashes(parts)), batch, where, findings)
 
 
-def _check_root(parts: list[bytes], batch: Batch, where: str, findings: Findings) -> None:
-    if merkle.root(merkle.leaf_hashes(parts)).hex() != batch.root:
+def _check_root(root: bytes, batch: Batch, where: str, findings: Findings) -> None:
+    if root.hex() != batch.root:
         findings.add(
             "records-changed",
             where,
             "the records are not those that the issuer signed: they do not hash to the statement's root",
             _RESTORE,
         )
+
+
+class _Found(NamedTuple):
+    """What there is to know of a batch's records, in the order of ``_native.batch_facts``."""
+
+    ids: tuple[bytes, ...]
+    first_us: int
+    last_us: int
+    factors: tuple[str, ...]
+    rollups: dict[Key, list[int]]
+    root: bytes
+
+
+def _read(lines: bytes, where: str) -> _Found | None:
+    """Read records; None if there are none.
+
+    Raises:
+        TallystickError: they are not canonical records that hold.
+    """
+    if _native is not None and (facts := _native.batch_facts(lines)) is not None:
+        ids, first_us, last_us, factors, rollups, root = facts
+        if root is None:  # the processor does not hash; hashlib does
+            root = merkle.root(merkle.leaf_hashes(lines.split(b"\n")[:-1]))
+        return _Found(ids, first_us, last_us, factors, rollups, root)
+    records, parts = decode_record_lines(lines, where=where)
+    if not records:
+        return None
+    groups = _group(records)
+    if len(records) >= _WORTH_SUMMING * len(groups):
+        rollups = {key: _sum_group(group) for key, group in groups.items()}
+    else:
+        rollups = _sum_small_groups(groups)
+    packed = bytes.fromhex("".join([r.id for r in records]).replace("-", ""))
+    return _Found(
+        _cut_ids(len(records))(packed),
+        min([r.started_us for r in records]),
+        max([r.ended_us for r in records]),
+        tuple(sorted({r.factors for r in records if r.factors is not UNSET})),
+        rollups,
+        merkle.root(merkle.leaf_hashes(parts)),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -240,20 +276,20 @@ def _sum_small_groups(groups: dict[Key, list[Record]]) -> dict[Key, list[int]]:
     return dict(zip(groups, map(list, zip(*columns, strict=True)), strict=True))
 
 
-def _summary(records: list[Record], rollups: dict[Key, list[int]]) -> dict[str, Any]:
+def _summary(found: _Found) -> dict[str, Any]:
     """What a statement about these records must say, but for the root."""
-    total = dict(zip(SUMS, map(sum, zip(*rollups.values(), strict=True)), strict=True))
+    total = dict(zip(SUMS, map(sum, zip(*found.rollups.values(), strict=True)), strict=True))
     total["energy_records"] = sum(total[f"{m}_records"] for m in ("measured", "modelled", "estimated"))
 
     def known(name: str, records_name: str) -> int | UnsetType:
         return total[name] if total[records_name] else UNSET
 
     return {
-        "count": len(records),
-        "first_us": min([r.started_us for r in records]),
-        "last_us": max([r.ended_us for r in records]),
-        "deployments": tuple(sorted({deployment for _, _, deployment in rollups})),
-        "factors": tuple(sorted({r.factors for r in records if r.factors is not UNSET})),
+        "count": len(found.ids),
+        "first_us": found.first_us,
+        "last_us": found.last_us,
+        "deployments": tuple(sorted({deployment for _, _, deployment in found.rollups})),
+        "factors": found.factors,
         "totals": Totals(
             input_tokens=total["input_tokens"],
             output_tokens=total["output_tokens"],

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 from ledger.core import merkle
 from ledger.core.errors import CorruptError, InvalidError
+from ledger.native import hashing as _native
+from ledger.native import parsing as _packing
 
 __all__ = [
     "CHUNK_TOKENS",
@@ -83,7 +85,7 @@ def tenant_key(issuer_secret: bytes, tenant_secret: bytes) -> bytes:
 
 def record_salt(key: bytes, record_id: str, purpose: str) -> bytes:
     """HKDF-Expand to the 32-byte salt of one record's ``purpose`` (``input``, ``output``, ``request``)."""
-    return hmac.digest(key, _SALT_TAG + record_id.encode() + b"/" + purpose.encode() + b"\x01", "sha256")
+    return _hmac(key, _SALT_TAG + record_id.encode() + b"/" + purpose.encode() + b"\x01")
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
@@ -92,6 +94,8 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
     Raises:
         InvalidError: an id is not an integer within 32 bits.
     """
+    if _packing is not None and (found := _packing.pack_tokens(tokens)) is not None:
+        return found
     if isinstance(tokens, bytes | bytearray):
         tokens = list(tokens)  # ids below 256; ``array`` would take the bytes for its own memory
     try:
@@ -121,7 +125,13 @@ def commit_text(text: str, salt: bytes) -> bytes:
 
 def commit_request(request_id: str, salt: bytes) -> bytes:
     """Salted hash of a caller's request id."""
-    return hmac.digest(salt, _utf8(request_id), "sha256")
+    return _hmac(salt, _utf8(request_id))
+
+
+def _hmac(key: bytes, message: bytes) -> bytes:
+    if _native is not None and (found := _native.hmac(key, message)) is not None:
+        return found
+    return hmac.digest(key, message, "sha256")
 
 
 def _utf8(text: str) -> bytes:
@@ -132,6 +142,10 @@ def _utf8(text: str) -> bytes:
 
 
 def _digest(of: str, content: bytes, salt: bytes) -> bytes:
+    if _native is not None:
+        found = _native.commit(_KINDS[of], 4 if of == "tokens" else 1, content, salt)
+        if found is not None:
+            return found
     return _top(of, content, merkle.root(_leaves(content, salt)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 from ledger.core.errors import CorruptError, InvalidError
+from ledger.native import hashing as _native
 
 __all__ = [
     "EMPTY_ROOT",
@@ -46,11 +47,15 @@ _NODE_PREFIX = b"\x01"
 
 def leaf_hash(data: bytes) -> bytes:
     """Return the hash of the leaf ``data``."""
+    if _native is not None:
+        return _native.leaf_hash(data)
     return sha256(_LEAF_PREFIX + data).digest()
 
 
 def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
     """Return the hash of each leaf: :func:`leaf_hash`, for many at once in less time."""
+    if _native is not None and (found := _native.leaf_hashes(leaves)) is not None:
+        return found
     begun = sha256(_LEAF_PREFIX).copy  # cheaper than beginning anew, and than joining prefix and leaf
     hashes = []
     for leaf in leaves:
@@ -62,11 +67,15 @@ def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
 
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Return the hash of the node above ``left`` and ``right``."""
+    if _native is not None and (found := _native.node_hash(left, right)) is not None:
+        return found
     return sha256(_NODE_PREFIX + left + right).digest()
 
 
 def fold_pairs(hashes: Sequence[bytes]) -> list[bytes]:
     """Hash neighbours pair by pair: the next level of the tree. A last hash without neighbour is left out."""
+    if _native is not None and (found := _native.fold_pairs(hashes)) is not None:
+        return found
     hasher = sha256
     prefix = _NODE_PREFIX
     each = iter(hashes)
@@ -82,6 +91,8 @@ def root(leaf_hashes: Sequence[bytes]) -> bytes:
     level = leaf_hashes
     if not level:
         return EMPTY_ROOT
+    if _native is not None and (found := _native.root(level)) is not None:
+        return found
     while len(level) > 1:
         above = fold_pairs(level)
         if len(level) & 1:

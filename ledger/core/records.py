@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ledger.core.canonical import MAX_SAFE_INTEGER, decode_canonical, encode_canonical
 from ledger.core.errors import InvalidError
 from ledger.core.merkle import leaf_hash
+from ledger.native import parsing as _native
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -293,6 +294,8 @@ def decode_record(data: bytes, *, where: str = "record") -> Record:
     Raises:
         InvalidError: too large, not canonical, of another shape, or inconsistent in itself.
     """
+    if _native is not None and _native.is_record(data):  # then its values need no further look
+        return _record_decoder.decode(data)
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidError(
             f"has {len(data)} bytes, more than {MAX_RECORD_BYTES}", where=where, code="record-too-large"
@@ -323,6 +326,8 @@ def decode_record_lines(data: bytes, *, where: str = "records") -> tuple[list[Re
         return [], []
     if data[-1] != 0x0A:
         raise InvalidError("the last record is not ended by a newline", where=where, code="malformed-json")
+    if _native is not None and (sound_lines := _native.record_lines(data)) is not None:
+        return _record_decoder.decode_lines(data), sound_lines
     try:
         # Fast path: one call decodes the whole block. Each record's canonical bytes are wanted anyway, so
         # encoding one by one gives the cut and the comparison at once.

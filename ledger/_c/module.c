@@ -1,0 +1,489 @@
+/* The module ledger._native: its functions take and give what those of ledger/core and ledger/audit do, which
+ * stay the reference. A function that returns None leaves the case to them. ledger/_native.pyi has the types.
+ *
+ * The interpreter lock is held all the time but in batch_facts, so no list changes while it is read. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#ifdef Py_GIL_DISABLED
+#error "lists are read without locks of their own: the Python implementation serves free-threaded Python"
+#endif
+
+#include <string.h>
+
+#include "native.h"
+
+#define CHUNK_BYTES 256
+#define SALT_SIZE 32
+#define FEW_CHUNKS 64
+
+/* sha256_available(), asked once: under a hypervisor the question takes longer than a hash. */
+static int has_hashes;
+
+/* --- lists of bytes ------------------------------------------------------------------------------------ */
+
+/* The items of a list or tuple; NULL, without an exception, if it is neither. */
+static PyObject **items_of(PyObject *sequence, Py_ssize_t *count) {
+    if (!PyList_CheckExact(sequence) && !PyTuple_CheckExact(sequence))
+        return NULL;
+    *count = PySequence_Fast_GET_SIZE(sequence);
+    return PySequence_Fast_ITEMS(sequence);
+}
+
+static int all_hashes(PyObject *const *items, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!PyBytes_CheckExact(items[i]) || PyBytes_GET_SIZE(items[i]) != HASH_SIZE)
+            return 0;
+    return 1;
+}
+
+static PyObject *new_hash(void) { return PyBytes_FromStringAndSize(NULL, HASH_SIZE); }
+
+static uint8_t *raw(PyObject *bytes) { return (uint8_t *)PyBytes_AS_STRING(bytes); }
+
+static PyObject *py_leaf_hash(PyObject *self, PyObject *data) {
+    (void)self;
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *out = new_hash();
+    if (out)
+        merkle_leaf(view.buf, (size_t)view.len, raw(out));
+    PyBuffer_Release(&view);
+    return out;
+}
+
+static PyObject *py_leaf_hashes(PyObject *self, PyObject *leaves) {
+    (void)self;
+    Py_ssize_t count;
+    PyObject **items = items_of(leaves, &count);
+    if (!items)
+        Py_RETURN_NONE;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!PyBytes_CheckExact(items[i]))
+            Py_RETURN_NONE;
+    PyObject *out = PyList_New(count);
+    for (Py_ssize_t i = 0; out && i < count; i++) {
+        PyObject *hash = new_hash();
+        if (!hash) {
+            Py_CLEAR(out);
+            break;
+        }
+        merkle_leaf(raw(items[i]), (size_t)PyBytes_GET_SIZE(items[i]), raw(hash));
+        PyList_SET_ITEM(out, i, hash);
+    }
+    return out;
+}
+
+static PyObject *py_node_hash(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 2 || !all_hashes(args, 2))
+        Py_RETURN_NONE;
+    PyObject *out = new_hash();
+    if (out)
+        merkle_node(raw(args[0]), raw(args[1]), raw(out));
+    return out;
+}
+
+static PyObject *py_fold_pairs(PyObject *self, PyObject *hashes) {
+    (void)self;
+    Py_ssize_t count;
+    PyObject **items = items_of(hashes, &count);
+    if (!items || !all_hashes(items, count))
+        Py_RETURN_NONE;
+    PyObject *out = PyList_New(count / 2);
+    for (Py_ssize_t i = 0; out && i < count / 2; i++) {
+        PyObject *hash = new_hash();
+        if (!hash) {
+            Py_CLEAR(out);
+            break;
+        }
+        merkle_node(raw(items[2 * i]), raw(items[2 * i + 1]), raw(hash));
+        PyList_SET_ITEM(out, i, hash);
+    }
+    return out;
+}
+
+static PyObject *py_root(PyObject *self, PyObject *hashes) {
+    (void)self;
+    Py_ssize_t count;
+    PyObject **items = items_of(hashes, &count);
+    if (!items || count == 0 || !all_hashes(items, count))
+        Py_RETURN_NONE;
+    uint8_t *level = PyMem_Malloc((size_t)count * HASH_SIZE);
+    if (!level)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++)
+        memcpy(level + i * HASH_SIZE, raw(items[i]), HASH_SIZE);
+    PyObject *out = new_hash();
+    if (out)
+        merkle_root(level, (size_t)count, raw(out));
+    PyMem_Free(level);
+    return out;
+}
+
+/* --- commitments --------------------------------------------------------------------------------------- */
+
+static PyObject *py_hmac(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 2 || !PyBytes_CheckExact(args[0]) || !PyBytes_CheckExact(args[1]))
+        Py_RETURN_NONE;
+    PyObject *out = new_hash();
+    if (out)
+        hmac_sha256(raw(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), raw(args[1]),
+                    (size_t)PyBytes_GET_SIZE(args[1]), raw(out));
+    return out;
+}
+
+static void store_le32(uint8_t *out, uint32_t value) {
+    out[0] = (uint8_t)value;
+    out[1] = (uint8_t)(value >> 8);
+    out[2] = (uint8_t)(value >> 16);
+    out[3] = (uint8_t)(value >> 24);
+}
+
+/* The value of a plain integer within 32 bits, or -1. Most fit one digit, which needs no call. */
+static inline int64_t token_of(PyObject *item) {
+    if (!PyLong_CheckExact(item))
+        return -1;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (PyUnstable_Long_IsCompact((const PyLongObject *)item))
+        return (int64_t)PyUnstable_Long_CompactValue((const PyLongObject *)item);
+#else
+    if (Py_SIZE(item) == 1)
+        return ((const PyLongObject *)item)->ob_digit[0];
+#endif
+    int overflow;
+    const long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
+    return overflow || value > UINT32_MAX ? -1 : value;
+}
+
+/* Plain integers within 32 bits; 0 if there is anything else. No Python code runs in between. */
+static int pack_items(PyObject *const *items, Py_ssize_t count, uint8_t *out) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const int64_t value = token_of(items[i]);
+        if (value < 0)
+            return 0;
+        store_le32(out + 4 * i, (uint32_t)value);
+    }
+    return 1;
+}
+
+/* The same of an array's memory, of 4 or 8 bytes an item. */
+static int pack_memory(const Py_buffer *view, Py_ssize_t count, uint8_t *out) {
+    const uint8_t *at = view->buf;
+    const int is_signed = view->format[0] >= 'a';
+    for (Py_ssize_t i = 0; i < count; i++, at += view->itemsize) {
+        uint64_t value;
+        if (view->itemsize == 8) {
+            memcpy(&value, at, 8); /* a negative number becomes too large a one */
+        } else {
+            uint32_t narrow;
+            memcpy(&narrow, at, 4);
+            value = narrow;
+            if (is_signed && narrow > INT32_MAX)
+                return 0;
+        }
+        if (value > UINT32_MAX)
+            return 0;
+        store_le32(out + 4 * i, (uint32_t)value);
+    }
+    return 1;
+}
+
+/* Whether the items of a view are integers of 4 or 8 bytes, one after the other, in this machine's order. */
+static int packable(const Py_buffer *view) {
+    return view->ndim == 1 && (view->itemsize == 4 || view->itemsize == 8) && view->format &&
+           view->format[0] && strchr("iIlLqQ", view->format[0]) && !view->format[1];
+}
+
+/* Token ids as uint32, little-endian; None if they are not plain integers within 32 bits, or in another kind of
+ * container than a list, a tuple or an array. */
+static PyObject *py_pack_tokens(PyObject *self, PyObject *tokens) {
+    (void)self;
+    Py_ssize_t count;
+    PyObject **items = items_of(tokens, &count);
+    PyObject *out = NULL;
+    int sound = 0;
+    if (items) {
+        if (count <= PY_SSIZE_T_MAX / 4 && (out = PyBytes_FromStringAndSize(NULL, 4 * count)))
+            sound = pack_items(items, count, raw(out));
+    } else if (PyObject_CheckBuffer(tokens)) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(tokens, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
+            PyErr_Clear();
+            Py_RETURN_NONE;
+        }
+        count = packable(&view) ? view.len / view.itemsize : 0;
+        if (packable(&view) && (out = PyBytes_FromStringAndSize(NULL, 4 * count)))
+            sound = pack_memory(&view, count, raw(out));
+        PyBuffer_Release(&view);
+    }
+    if (sound)
+        return out;
+    Py_XDECREF(out);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* The chunks' leaves under the salt, in `leaves`. See ledger/core/commitments.py. */
+static void hash_chunks(const uint8_t *content, size_t size, const uint8_t salt[SALT_SIZE], uint8_t *leaves) {
+    static const char tag[] = "tallystick chunk v1";
+    uint8_t seed[sizeof tag - 1 + SALT_SIZE];
+    Shake256 salts;
+    memcpy(seed, tag, sizeof tag - 1);
+    memcpy(seed + sizeof tag - 1, salt, SALT_SIZE);
+    shake256_begin(&salts, seed, sizeof seed);
+    for (size_t at = 0; at < size; at += CHUNK_BYTES, leaves += HASH_SIZE) {
+        uint8_t head[1 + SALT_SIZE] = {0};
+        Sha256 hash;
+        shake256_squeeze(&salts, head + 1, SALT_SIZE);
+        sha256_begin(&hash);
+        sha256_add(&hash, head, sizeof head);
+        sha256_add(&hash, content + at, size - at < CHUNK_BYTES ? size - at : CHUNK_BYTES);
+        sha256_end(&hash, leaves);
+    }
+}
+
+/* commit(kind, unit, content, salt): the digest over `content`, which counts as size / unit. */
+static PyObject *py_commit(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    static const char tag[] = "tallystick commitment v1";
+    if (count != 4 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != 1 ||
+        !PyLong_CheckExact(args[1]) || !PyBytes_CheckExact(args[2]) || !PyBytes_CheckExact(args[3]) ||
+        PyBytes_GET_SIZE(args[3]) != SALT_SIZE)
+        Py_RETURN_NONE;
+    const long unit = PyLong_AsLong(args[1]);
+    if (unit <= 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "the unit must be positive");
+        return NULL;
+    }
+    const uint8_t *content = raw(args[2]);
+    const size_t size = (size_t)PyBytes_GET_SIZE(args[2]);
+    const size_t chunks = size / CHUNK_BYTES + (size % CHUNK_BYTES != 0);
+    uint8_t root[HASH_SIZE], few[FEW_CHUNKS * HASH_SIZE], *leaves = few;
+    Sha256 hash;
+    if (chunks > FEW_CHUNKS && !(leaves = PyMem_Malloc(chunks * HASH_SIZE)))
+        return PyErr_NoMemory();
+    if (chunks) {
+        hash_chunks(content, size, raw(args[3]), leaves);
+        merkle_root(leaves, chunks, root);
+    } else { /* the root of the empty tree */
+        sha256_begin(&hash);
+        sha256_end(&hash, root);
+    }
+    if (leaves != few)
+        PyMem_Free(leaves);
+    uint8_t number[8];
+    const uint64_t units = (uint64_t)size / (uint64_t)unit;
+    for (int i = 0; i < 8; i++)
+        number[i] = (uint8_t)(units >> (8 * i));
+    PyObject *out = new_hash();
+    if (!out)
+        return NULL;
+    sha256_begin(&hash);
+    sha256_add(&hash, tag, sizeof tag - 1);
+    sha256_add(&hash, raw(args[0]), 1);
+    sha256_add(&hash, number, sizeof number);
+    sha256_add(&hash, root, HASH_SIZE);
+    sha256_end(&hash, raw(out));
+    return out;
+}
+
+static PyObject *py_shake256(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 2 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) >= SHAKE256_RATE ||
+        !PyLong_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "shake256 takes fewer than 136 bytes, and how many are wanted");
+        return NULL;
+    }
+    const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
+    if (size < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a size cannot be negative");
+        return NULL;
+    }
+    PyObject *out = PyBytes_FromStringAndSize(NULL, size);
+    if (out) {
+        Shake256 shake;
+        shake256_begin(&shake, raw(args[0]), (size_t)PyBytes_GET_SIZE(args[0]));
+        shake256_squeeze(&shake, raw(out), (size_t)size);
+    }
+    return out;
+}
+
+/* --- records ------------------------------------------------------------------------------------------- */
+
+static PyObject *py_is_record(PyObject *self, PyObject *data) {
+    (void)self;
+    Record record;
+    return PyBool_FromLong(PyBytes_CheckExact(data) &&
+                           record_parse(raw(data), (size_t)PyBytes_GET_SIZE(data), &record));
+}
+
+static PyObject *py_record_lines(PyObject *self, PyObject *data) {
+    (void)self;
+    if (!PyBytes_CheckExact(data))
+        Py_RETURN_NONE;
+    const uint8_t *at = raw(data), *end = at + PyBytes_GET_SIZE(data);
+    if (at == end || end[-1] != '\n')
+        Py_RETURN_NONE;
+    const Py_ssize_t count = (Py_ssize_t)count_lines(at, end);
+    PyObject *out = PyList_New(count);
+    for (Py_ssize_t i = 0; out && i < count; i++) {
+        const uint8_t *stop = line_end(at, end);
+        Record record;
+        if (!record_parse(at, (size_t)(stop - at), &record)) {
+            Py_DECREF(out);
+            Py_RETURN_NONE;
+        }
+        PyObject *line = PyBytes_FromStringAndSize((const char *)at, stop - at);
+        if (!line) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyList_SET_ITEM(out, i, line);
+        at = stop + 1;
+    }
+    return out;
+}
+
+/* --- facts of a batch ---------------------------------------------------------------------------------- */
+
+static PyObject *new_text(const uint8_t *at, size_t size) {
+    return PyUnicode_FromStringAndSize((const char *)at, (Py_ssize_t)size);
+}
+
+static PyObject *ids_of(const Facts *facts) {
+    PyObject *out = PyTuple_New((Py_ssize_t)facts->count);
+    for (size_t i = 0; out && i < facts->count; i++) {
+        PyObject *id = PyBytes_FromStringAndSize((const char *)facts->ids + i * ID_SIZE, ID_SIZE);
+        if (!id) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyTuple_SET_ITEM(out, (Py_ssize_t)i, id);
+    }
+    return out;
+}
+
+static PyObject *factors_of(const Facts *facts) {
+    PyObject *out = PyTuple_New((Py_ssize_t)facts->factors_count);
+    for (size_t i = 0; out && i < facts->factors_count; i++) {
+        PyObject *digest = new_text(facts->factors[i], HEX_SIZE);
+        if (!digest) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyTuple_SET_ITEM(out, (Py_ssize_t)i, digest);
+    }
+    return out;
+}
+
+static PyObject *sums_of(const Group *group) {
+    PyObject *out = PyList_New(SUMS);
+    for (Py_ssize_t i = 0; out && i < SUMS; i++) {
+        PyObject *sum = PyLong_FromUnsignedLongLong(group->sums[i]);
+        if (!sum) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyList_SET_ITEM(out, i, sum);
+    }
+    return out;
+}
+
+static PyObject *rollups_of(const Facts *facts) {
+    PyObject *out = PyDict_New();
+    for (size_t i = 0; out && i < facts->groups_count; i++) {
+        const Group *group = &facts->groups[i];
+        PyObject *key = Py_BuildValue(
+            "(KNN)", (unsigned long long)group->hour, new_text(group->tenant.at, group->tenant.size),
+            new_text(group->deployment.at, group->deployment.size));
+        PyObject *sums = key ? sums_of(group) : NULL;
+        if (!sums || PyDict_SetItem(out, key, sums) < 0)
+            Py_CLEAR(out);
+        Py_XDECREF(key);
+        Py_XDECREF(sums);
+    }
+    return out;
+}
+
+static PyObject *root_of(Facts *facts) {
+    PyObject *out = new_hash();
+    if (out)
+        merkle_root(facts->hashes, facts->count, raw(out));
+    return out;
+}
+
+static PyObject *py_batch_facts(PyObject *self, PyObject *data) {
+    (void)self;
+    if (!PyBytes_CheckExact(data))
+        Py_RETURN_NONE;
+    const uint8_t *at = raw(data), *end = at + PyBytes_GET_SIZE(data);
+    if (at == end || end[-1] != '\n')
+        Py_RETURN_NONE;
+    const size_t count = count_lines(at, end);
+    if (count > MAX_BATCH_RECORDS)
+        Py_RETURN_NONE;
+    void *room = PyMem_RawMalloc(facts_size(count));
+    if (!room)
+        return PyErr_NoMemory();
+    Facts facts;
+    int sound;
+    facts_begin(&facts, count, room);
+    Py_BEGIN_ALLOW_THREADS
+    sound = facts_read(&facts, at, end, has_hashes);
+    Py_END_ALLOW_THREADS
+    PyObject *out = NULL;
+    if (sound) {
+        /* "N" takes the references, also when one is NULL and the whole fails. */
+        out = Py_BuildValue("(NKKNNN)", ids_of(&facts), (unsigned long long)facts.first_us,
+                            (unsigned long long)facts.last_us, factors_of(&facts), rollups_of(&facts),
+                            has_hashes ? root_of(&facts) : Py_NewRef(Py_None));
+    } else {
+        out = Py_NewRef(Py_None);
+    }
+    PyMem_RawFree(room);
+    return out;
+}
+
+/* --- the module ---------------------------------------------------------------------------------------- */
+
+static PyMethodDef methods[] = {
+    {"batch_facts", py_batch_facts, METH_O, NULL},
+    {"is_record", py_is_record, METH_O, NULL},
+    {"pack_tokens", py_pack_tokens, METH_O, NULL},
+    {"record_lines", py_record_lines, METH_O, NULL},
+    {"shake256", (PyCFunction)(void (*)(void))py_shake256, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* Only where the processor has the instructions. */
+static PyMethodDef hash_methods[] = {
+    {"commit", (PyCFunction)(void (*)(void))py_commit, METH_FASTCALL, NULL},
+    {"fold_pairs", py_fold_pairs, METH_O, NULL},
+    {"hmac", (PyCFunction)(void (*)(void))py_hmac, METH_FASTCALL, NULL},
+    {"leaf_hash", py_leaf_hash, METH_O, NULL},
+    {"leaf_hashes", py_leaf_hashes, METH_O, NULL},
+    {"node_hash", (PyCFunction)(void (*)(void))py_node_hash, METH_FASTCALL, NULL},
+    {"root", py_root, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static int execute(PyObject *module) {
+    has_hashes = sha256_available();
+    if (PyModule_AddIntConstant(module, "VERSION", 1) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
+        return -1;
+    return has_hashes ? PyModule_AddFunctions(module, hash_methods) : 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "ledger._native", NULL, 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }
