@@ -25,7 +25,6 @@ from ledger.keyfiles import load_private_key, read_private, save_private_key, wr
 __all__ = [
     "NO_TENANT",
     "Tenants",
-    "choose_key",
     "default_issuer",
     "default_spool",
     "load_issuer_key",
@@ -64,15 +63,6 @@ def open_spool(directory: Path, issuer: str | None, limit_bytes: int) -> Spool:
         except RefusedError:  # another process just made the spool, under its own name
             pass
     return Spool(directory, issuer, limit_bytes=limit_bytes)
-
-
-def choose_key(given: PrivateKey | str | Path | None, directory: Path) -> PrivateKey:
-    """The signing key that was given, or the one of the spool, made at first use. Call under a lock."""
-    if isinstance(given, PrivateKey):
-        return given
-    if given:
-        return load_private_key(Path(given))
-    return load_issuer_key(directory / "issuer.pem", create=True)
 
 
 def load_issuer_key(path: Path, *, create: bool) -> PrivateKey:

@@ -29,6 +29,7 @@ from ledger.emit._disk import replace_file
 from ledger.emit.seal import MAX_BLOCK_BYTES, wrap_records
 from ledger.emit.spool import NEW, Chain, Spool
 from ledger.emit.spooled import Spooled, encode_spooled
+from ledger.emit.tally import DELIVERED
 
 __all__ = ["Place", "Rechained", "rechain"]
 
@@ -67,7 +68,8 @@ def rechain(
         assumed_lost: how many records to count for a damaged statement of which the tally knows nothing.
 
     Raises:
-        RefusedError: how many records were lost is not known. Nothing was changed.
+        RefusedError: how many records were lost is not known, or the ledger gave receipts for them. Nothing
+            was changed.
         UnavailableError: the disk is full. Nothing was changed.
     """
     waiting = spool.waiting()
@@ -79,11 +81,20 @@ def rechain(
     last_leaf, issued_us, lost = place.last_leaf, 0, 0
     dropped = chain.head.dropped
     written = []
+    held = []
     try:
         for seq, old in enumerate(olds, place.next_seq):
             spooled = _load(spool, old)
             if spooled is None:
                 missing = spool.lost_with(old)
+                if missing == DELIVERED:
+                    raise RefusedError(
+                        f"the ledger gave a receipt for statement {old}, and now does not have it",
+                        where=f"issuer {spool.issuer}",
+                        remedy="it lost or hides what it signed for: keep the spool and all receipts, and "
+                        "ask its operator; nothing was counted as dropped",
+                        code="ledger-behind",
+                    )
                 missing = assumed_lost if missing is None else missing
                 if missing is None:
                     raise RefusedError(
@@ -107,7 +118,9 @@ def rechain(
                 body = wrap_records(statement, [_records(body, old)])
             path = spool.path_of(seq).with_suffix(NEW)
             written.append(path)
-            replace_file(path, encode_spooled(Spooled(statement, body, session, settled)))
+            anew = Spooled(statement, body, session, settled)
+            replace_file(path, encode_spooled(anew))
+            held.append((seq, anew.count + anew.told))
             last_leaf, issued_us = statement.leaf_hash.hex(), payload.issued_us
     except BaseException as error:
         for path in written:
@@ -122,6 +135,8 @@ def rechain(
             ) from error
         raise
     chain.swap(place.next_seq, place.next_seq + len(written), last_leaf, dropped)
+    for seq, count in held:
+        spool.note_held(seq, count)
     _log.warning("%d statements were signed anew; %d records are counted as dropped", len(written), lost)
     return Rechained(len(written), lost)
 

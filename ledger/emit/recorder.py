@@ -22,10 +22,11 @@ from ledger.emit.client import Client
 from ledger.emit.compose import Composer, checked_deployment, checked_factors
 from ledger.emit.deliveries import Deliveries, RecordReceipt
 from ledger.emit.flights import ABANDONED, LOST
-from ledger.emit.identity import Tenants, choose_key, default_spool, load_secret, open_spool
+from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
 from ledger.emit.sealer import Inbox, Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
+from ledger.emit.signing import SigningKey
 
 __all__ = ["Recorder", "Status"]
 
@@ -78,7 +79,8 @@ class Recorder:
             TALLYSTICK_SPOOL; default: ``~/.local/state/tallystick/spool``.
         issuer: name under which the ledger knows the key. Environment: TALLYSTICK_ISSUER; default: made once
             for each spool, from the host's name and a random part.
-        key: signing key or its PEM file. Environment: TALLYSTICK_KEY; default: made once in the spool.
+        key: signing key or its PEM file, which is read anew when it changes. Environment: TALLYSTICK_KEY;
+            default: made once in the spool.
         secret: file of the issuer's secret, from which salts derive; made if missing. Back it up: without it
             no commitment can be opened.
         tenants: file of the tenants' secrets; made if missing.
@@ -87,7 +89,7 @@ class Recorder:
         max_records: seal a batch at this many records,
         max_age_s: or when the oldest is this old.
         queue_limit: how many records may wait in memory.
-        when_full: ``drop`` counts the record as dropped; ``block`` waits for room.
+        when_full: ``drop-and-count`` counts the record as dropped; ``block`` waits for room.
         heartbeat_s: give a sign of life when nothing was sealed for so long; None for none.
         spool_limit_bytes: how much the spool may take; beyond it, records wait in memory.
         keep_receipts: for how many of the newest records ``receipt_for`` can answer.
@@ -115,7 +117,7 @@ class Recorder:
         max_records: int = MAX_BATCH_RECORDS,
         max_age_s: float = 1.0,
         queue_limit: int = 65_536,
-        when_full: Literal["drop", "block"] = "drop",
+        when_full: Literal["drop-and-count", "block"] = "drop-and-count",
         heartbeat_s: float | None = 60.0,
         spool_limit_bytes: int = 4 << 30,
         keep_receipts: int = 10_000,
@@ -126,8 +128,8 @@ class Recorder:
                 remedy=f"use 1 to {MAX_BATCH_RECORDS} records, a queue of at least 1, an age of at least 0",
                 code="bad-setting",
             )
-        if when_full not in ("drop", "block"):
-            raise InvalidError("when_full is neither drop nor block", code="bad-setting")
+        if when_full not in ("drop-and-count", "block"):
+            raise InvalidError("when_full is neither drop-and-count nor block", code="bad-setting")
         environment = os.environ
         self._url = url or environment.get("TALLYSTICK_URL") or None
         self._api_key = api_key or environment.get("TALLYSTICK_API_KEY") or None
@@ -144,7 +146,7 @@ class Recorder:
         directory = Path(spool or environment.get("TALLYSTICK_SPOOL") or default_spool())
         self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)
         with locked_file(directory / "identity.lock"):
-            self._key = choose_key(key or environment.get("TALLYSTICK_KEY"), directory)
+            self._key = SigningKey(key or environment.get("TALLYSTICK_KEY"), directory)
             self._secret = load_secret(Path(secret or directory / "issuer.secret"))
         self._tenants_path = Path(tenants or directory / "tenants")
 
@@ -172,7 +174,10 @@ class Recorder:
         if self._url is not None:
             client = Client(self._url, self._api_key)
             self._shipper = Shipper(
-                Sender(self._spool, client, self._log), self._spool, self._deliveries, client
+                Sender(self._spool, client, self._log, self._key.current),
+                self._spool,
+                self._deliveries,
+                client,
             )
         tenants = Tenants(self._tenants_path, self._secret)
         self._sealer = Sealer(
@@ -421,7 +426,18 @@ class Recorder:
     @property
     def public_key(self) -> PublicKey:
         """The key to register with the ledger."""
-        return self._key.public
+        return self._key.current().public
+
+    def rotate_key(self, key: PrivateKey) -> None:
+        """Sign with ``key`` from the next statement on. The ledger must know it already.
+
+        It is written to the key's file, so that every process that reads the same file changes over too. The
+        old key may be revoked once nothing that it signed waits; ``tallystick spool rotate-key`` does all.
+
+        Raises:
+            InvalidError, UnavailableError: the file cannot be replaced; the old key signs on.
+        """
+        self._key.replace(key, self._spool)
 
     def status(self) -> Status:
         """How things stand now."""

@@ -17,7 +17,6 @@ from typing import Any
 from msgspec import UNSET
 
 from ledger.core.errors import TallystickError, UnavailableError
-from ledger.core.keys import PrivateKey
 from ledger.core.records import FactorSet, document_digest
 from ledger.core.statements import (
     DeploymentStatement,
@@ -33,6 +32,7 @@ from ledger.emit.flights import ABANDONED, LOST, Flights, Mark
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.seal import Block, batch_body, batch_payload
 from ledger.emit.session import Session
+from ledger.emit.signing import SigningKey
 from ledger.emit.spool import Chain, Spool, Spooled
 
 __all__ = ["Barrier", "Inbox", "Sealer"]
@@ -108,7 +108,7 @@ class Sealer:
         self,
         inbox: Inbox,
         spool: Spool,
-        key: PrivateKey,
+        key: SigningKey,
         composer: Composer,
         deliveries: Deliveries,
         sealed: Callable[[], None],
@@ -353,7 +353,7 @@ class Sealer:
             self._publish_factors(chain, known)
         settled = self._settled + len(block)
         payload = batch_payload(block, chain.head, _now_us(chain))
-        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key)
+        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
         body = batch_body(statement, block)
         chain.append(Spooled(statement, body, self._session_name(), settled))
         self._settle(settled)
@@ -368,7 +368,7 @@ class Sealer:
 
     def _append(self, chain: Chain, payload: Payload) -> None:
         """Sign and append a statement without records."""
-        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key)
+        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
         chain.append(Spooled(statement, b"", self._session_name(), self._settled))
         self._was_sealed(payload.seq)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
+from ledger.core.errors import CorruptError, InvalidError, RefusedError, TallystickError, UnavailableError
 from ledger.core.keys import PrivateKey, PublicKey, public_from_ed25519
 from ledger.core.note import ED25519, VerifierKey, parse_vkey
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
@@ -33,6 +33,7 @@ __all__ = [
     "Sender",
     "backoff_s",
     "check_receipt",
+    "find_place",
     "parse_log_key",
     "read_log_key",
 ]
@@ -140,6 +141,32 @@ def backoff_s(failures: int, jitter: Callable[[], float] = random.random) -> flo
     """
     whole: float = min(_LAST_DELAY_S, _FIRST_DELAY_S * 2 ** min(failures, 16))
     return whole * (0.5 + 0.5 * jitter())
+
+
+def find_place(client: Client, issuer: str) -> tuple[Place, frozenset[str]]:
+    """Where the ledger says that the chain of ``issuer`` stands, and the thumbprints of its keys in force.
+
+    Raises:
+        RefusedError: it does not say. UnavailableError: it does not answer.
+    """
+    reply = client.get(f"/issuers/{quote(issuer, safe='')}/keys")
+    try:
+        if reply.status == 200:
+            found = json.loads(reply.body)
+            place = Place(int(found["next_seq"]), found.get("last_leaf"))
+            kids = frozenset(each["kid"] for each in found["keys"] if each.get("revoked_leaf") is None)
+            if (place.last_leaf is None) == (place.next_seq == 0):
+                return place, kids
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    verdict = judge(reply, now_s=time.time())
+    raise RefusedError(
+        f"the ledger does not say where the chain of {issuer} stands"
+        + ("" if isinstance(verdict, Accepted) else f": {verdict.reason}"),
+        where=client.url,
+        remedy="register the issuer (`tallystick issuers add`); use an API key of scope emit or read",
+        code="no-chain",
+    )
 
 
 class Sender:
@@ -285,8 +312,11 @@ class Sender:
 
     def _mend(self, seq: int, refused: Refused) -> Retry | Refused:
         """Sign what waits anew, once the ledger said twice that it has none of it."""
-        place = self._ask_place()
-        if place is None or self._key is None:
+        if self._key is None:
+            return refused
+        try:
+            place, _ = find_place(self._client, self._spool.issuer)
+        except RefusedError:
             return refused
         if place.next_seq > seq:
             if refused.code != _DAMAGED:
@@ -308,18 +338,6 @@ class Sender:
             "as dropped",
             0.0,
         )
-
-    def _ask_place(self) -> Place | None:
-        """Where the ledger says that this chain stands; None if it does not say."""
-        reply = self._client.get(f"/issuers/{quote(self._spool.issuer, safe='')}/keys")
-        if reply.status != 200:
-            return None
-        try:
-            found = json.loads(reply.body)
-            place = Place(int(found["next_seq"]), found.get("last_leaf"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return place if (place.last_leaf is None) == (place.next_seq == 0) else None
 
     def _leaf_of(self, seq: int) -> str | None:
         with self._spool.locked() as chain:

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 
-__all__ = ["Session", "abandoned_sessions", "settle_session"]
+__all__ = ["Session", "abandoned_sessions", "read_counts", "settle_session"]
 
 _COUNTS = struct.Struct("=QQ")
 _SIZE = mmap.PAGESIZE
 _SETTLED_AT = 8 * SETTLED
+_MOST_UNSETTLED = 1 << 32
 
 
 class Session:
@@ -100,9 +101,18 @@ def abandoned_sessions(directory: Path) -> list[tuple[str, int, int]]:
             file = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                counts = os.pread(file, _COUNTS.size, 0)
+                given, settled = read_counts(file)
             finally:
                 os.close(file)
-            given, settled = _COUNTS.unpack(counts) if len(counts) == _COUNTS.size else (0, 0)
             found.append((path.name, given, settled))
     return found
+
+
+def read_counts(file: int) -> tuple[int, int]:
+    """Counts given and settled in an open session file; nothing lost if they cannot be right.
+
+    The file was cut or changed then: more than memory can hold was never lost.
+    """
+    counts = os.pread(file, _COUNTS.size, 0)
+    given, settled = _COUNTS.unpack(counts) if len(counts) == _COUNTS.size else (0, 0)
+    return (given, settled) if given - settled <= _MOST_UNSETTLED else (settled, settled)

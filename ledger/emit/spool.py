@@ -33,9 +33,9 @@ from ledger.emit.head import Head, create_head, read_head, write_head
 from ledger.emit.room import KEPT, PENDING, TORN, Room, bound_torn
 from ledger.emit.session import abandoned_sessions, settle_session
 from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
-from ledger.emit.tally import lost_with, read_copy, write_tally
+from ledger.emit.tally import DELIVERED, lost_with, note_held, read_copy, write_tally
 
-__all__ = ["Chain", "Spool", "Spooled"]
+__all__ = ["Chain", "Spool", "Spooled", "read_problem"]
 
 _log = logging.getLogger("tallystick.emit")
 
@@ -220,6 +220,7 @@ class Spool:
             size = path.stat().st_size
             path.unlink()
             self._room.give(size)
+        self.note_held(seq, DELIVERED)
 
     def keep(self, seq: int) -> None:
         """Set a statement aside that was sent, but whose receipt could not be checked."""
@@ -230,8 +231,15 @@ class Spool:
         path.rename(path.with_suffix(f"{TORN}-{time.time_ns()}"))
         bound_torn(self.directory)
 
+    def note_held(self, seq: int, lost: int) -> None:
+        """Note that ``lost`` records go with the file of statement ``seq``, or ``tally.DELIVERED``."""
+        with contextlib.suppress(OSError):
+            note_held(self._tally_path, seq, lost)
+
     def lost_with(self, seq: int) -> int | None:
-        """How many records are lost if the file of statement ``seq`` is; None if that is not known either."""
+        """How many records are lost if the file of statement ``seq`` is, or ``tally.DELIVERED``; None if that
+        is not known either.
+        """
         return lost_with(self._tally_path, seq)
 
     def documents(self) -> set[str]:
@@ -265,11 +273,16 @@ class Spool:
 
     def problem(self) -> dict[str, object] | None:
         """The note: ``reason``, ``blocked``, ``at_us``."""
-        try:
-            note = json.loads(self._problem_path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return note if isinstance(note, dict) else None
+        return read_problem(self._problem_path)
+
+
+def read_problem(path: Path) -> dict[str, object] | None:
+    """The note in ``path``, or None."""
+    try:
+        note = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
 
 
 class Chain:

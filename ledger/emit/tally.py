@@ -15,8 +15,10 @@ from pathlib import Path
 
 from ledger.emit.head import SLOT_BYTES, Head, decode_slot, encode_slot
 
-__all__ = ["lost_with", "read_copy", "write_tally"]
+__all__ = ["DELIVERED", "lost_with", "note_held", "read_copy", "write_tally"]
 
+DELIVERED = (1 << 64) - 1
+"""In place of a count: the ledger gave a receipt, so nothing is lost with the file."""
 _SLOT = struct.Struct("<QQI")
 _SLOT_SPACE = 32
 _SLOTS = 1 << 20
@@ -33,15 +35,27 @@ def write_tally(path: Path, head: Head, *, lost: int | None = None) -> None:
     try:
         os.pwrite(file, encode_slot(head), 0)
         if lost is not None:
-            write_slot(file, head.next_seq - 1, lost)
+            _write_slot(file, head.next_seq - 1, lost)
     finally:
         os.close(file)
 
 
-def write_slot(file: int, seq: int, lost: int) -> None:
-    """Note that ``lost`` records go with the statement ``seq``."""
+def _write_slot(file: int, seq: int, lost: int) -> None:
     fields = struct.pack("<QQ", seq, lost)
     os.pwrite(file, fields + struct.pack("<I", zlib.crc32(fields)), _place(seq))
+
+
+def note_held(path: Path, seq: int, lost: int) -> None:
+    """Note that ``lost`` records go with the statement ``seq``, or DELIVERED once it left for its receipt.
+
+    Raises:
+        OSError: there is no tally.
+    """
+    file = os.open(path, os.O_RDWR)
+    try:
+        _write_slot(file, seq, lost)
+    finally:
+        os.close(file)
 
 
 def read_copy(path: Path) -> Head | None:
@@ -54,7 +68,7 @@ def read_copy(path: Path) -> Head | None:
 
 
 def lost_with(path: Path, seq: int) -> int | None:
-    """How many records are lost with the file of statement ``seq``; None if that is not known."""
+    """How many records are lost with the file of statement ``seq``, or DELIVERED; None if not known."""
     try:
         with open(path, "rb", buffering=0) as file:
             slot = os.pread(file.fileno(), _SLOT.size, _place(seq))

@@ -1,0 +1,337 @@
+"""Owns the doctor's questions: is everything in place that recording needs, and if not, what to do.
+
+Each check gives findings and never raises: what it cannot find out is a finding too. Checks change nothing
+but one file that is written and deleted in the spool, to see that this works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger.core.errors import TallystickError
+from ledger.emit._disk import flush_directory, write_all
+from ledger.emit._doctor_ledger import (
+    Case,
+    Found,
+    Ledger,
+    Outcome,
+    Setup,
+    check_api_key,
+    check_clock,
+    check_ledger,
+    check_log_key,
+)
+from ledger.emit.sender import find_place
+from ledger.emit.survey import Survey, survey
+from ledger.keyfiles import load_private_key
+
+__all__ = ["CHECKS", "Finding", "Setup", "examine"]
+
+_LOW_BYTES = 1 << 30
+"""Less free space than this is worth a warning: a ledger that is down for a night fills some of it."""
+_SLOW_FLUSH_S = 0.05
+_OLD_S = 600
+_OTHER_EXTRAS = frozenset({"all", "cli", "model-signing", "postgres", "proxy", "reports", "server"})
+"""Extras that are not engines."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. ``remedy`` says what to do where the outcome is not ok."""
+
+    check: str
+    outcome: Outcome
+    found: str
+    remedy: str = ""
+
+
+def examine(setup: Setup) -> Iterator[Finding]:
+    """Each finding as it is made."""
+    found = None
+    with contextlib.suppress(TallystickError, OSError):
+        found = survey(setup.spool)
+    case = Case(setup, Ledger(setup), found)
+    for name, check in CHECKS.items():
+        try:
+            for outcome, text, remedy in check(case):
+                yield Finding(name, outcome, text, remedy)
+        except Exception as error:  # a check must not hide the others' findings
+            yield Finding(name, "failed", f"could not be checked: {error!r}", "report this")
+
+
+def _key(case: Case) -> Found:
+    setup, ledger, found = case.setup, case.ledger, case.found
+    path = setup.key or setup.spool / "issuer.pem"
+    if not path.exists():
+        if setup.key is None:
+            yield "warning", f"{path} is not there yet", "it is made when a recorder first opens the spool"
+        else:
+            yield "failed", f"{path} is not there", "set TALLYSTICK_KEY to the key's file, or unset it"
+        return
+    try:
+        key = load_private_key(path)
+    except TallystickError as error:
+        yield "failed", f"{path}: {error.what}", error.remedy
+        return
+    kid = key.public.kid.hex()
+    yield "ok", f"{path} holds an {key.public.name} key, readable by its owner alone, kid {kid}", ""
+    if ledger.client is None or found is None:
+        return
+    try:
+        place, kids = find_place(ledger.client, found.issuer)
+    except TallystickError as error:
+        yield (
+            "failed",
+            f"whether the ledger knows the key of {found.issuer} is not known: {error.what}",
+            f"register it: tallystick issuers add LEDGER {found.issuer} --key {path.with_suffix('.pub')}",
+        )
+        return
+    if kid in kids:
+        yield "ok", f"the ledger has this key in force for {found.issuer}", ""
+    else:
+        yield (
+            "failed",
+            f"the ledger has this key not in force for {found.issuer}: it was revoked or never registered",
+            f"register it: tallystick issuers add LEDGER {found.issuer} --key {path.with_suffix('.pub')}; "
+            "if it was revoked: tallystick spool rotate-key",
+        )
+    if place.next_seq > found.next_seq:
+        yield (
+            "failed",
+            f"the ledger is at statement {place.next_seq}, the spool at {found.next_seq}: it is an old copy, "
+            "or another spool writes to the same chain",
+            "stop the recorders, see that no other spool has this issuer, then: tallystick spool restore",
+        )
+
+
+def _secret(case: Case) -> Found:
+    path = case.setup.spool / "issuer.secret"
+    if not path.exists():
+        yield "warning", f"{path} is not there yet", "it is made when a recorder first opens the spool"
+    elif path.stat().st_mode & 0o077:
+        yield "failed", f"{path} can be read by others", "chmod 600 it, and consider the secret exposed"
+    else:
+        yield "ok", f"{path} is there, readable by its owner alone; back it up", ""
+
+
+def _spool(case: Case) -> Found:
+    setup, found = case.setup, case.found
+    directory = setup.spool
+    if not directory.is_dir():
+        yield "warning", f"{directory} is not there yet", "a recorder makes it; see that it may"
+        return
+    if found is None:
+        try:
+            survey(directory)
+        except TallystickError as error:
+            yield "failed", f"{directory}: {error.what}", error.remedy
+        except OSError as error:
+            yield "failed", f"{directory}: {error.strerror}", "let this user own it"
+        return
+    yield from _writable(directory)
+    free = shutil.disk_usage(directory).free
+    used = found.bytes + found.kept_bytes
+    room = max(0, min(free, setup.limit_bytes - used))
+    if free < _LOW_BYTES:
+        yield "warning", f"{free >> 20} MiB are free on its disk", "make room: a full disk costs records"
+    else:
+        yield "ok", f"{free >> 30} GiB are free on its disk", ""
+    if used * 2 > setup.limit_bytes:
+        yield (
+            "warning",
+            f"it takes {used} bytes; its limit is {setup.limit_bytes}, so {room} are left",
+            "restore the connection to the ledger, or raise spool_limit_bytes",
+        )
+    if found.kept:
+        yield (
+            "warning",
+            f"{found.kept} statements are kept because their receipts were not checked",
+            "give the recorder the log's key (TALLYSTICK_LOG_KEY)",
+        )
+    for name in found.damaged:
+        yield "failed", f"statement {name} is damaged", "check the disk; then: tallystick spool flush"
+    if found.torn:
+        yield (
+            "warning",
+            f"{len(found.torn)} damaged files were set aside, the newest {found.torn[-1]}",
+            "check the disk; their records were counted as dropped; delete them when you have looked",
+        )
+    yield from _waiting(found)
+
+
+def _writable(directory: Path) -> Found:
+    path = directory / f".doctor-{os.getpid()}"
+    try:
+        began = time.monotonic()
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            write_all(file, bytes(4096))
+            os.fsync(file)
+        finally:
+            os.close(file)
+            path.unlink()
+        flush_directory(directory)
+        took_s = time.monotonic() - began
+    except OSError as error:
+        yield (
+            "failed",
+            f"{directory} cannot be written: {error.strerror}",
+            "let this user own it; make room; do not mount it read-only",
+        )
+        return
+    if took_s > _SLOW_FLUSH_S:
+        yield (
+            "warning",
+            f"{directory} takes {took_s * 1000:.0f} ms to write durably",
+            "put the spool on a faster local disk",
+        )
+    else:
+        yield "ok", f"{directory} is writable and flushes in {took_s * 1000:.1f} ms", ""
+
+
+def _waiting(found: Survey) -> Found:
+    if found.problem is not None:
+        yield (
+            "failed" if found.blocked else "warning",
+            f"the recorder says: {found.problem}",
+            "see docs/how-to/troubleshooting.md",
+        )
+    if found.oldest_us is not None:
+        age_s = time.time() - found.oldest_us / 1e6
+        yield (
+            "warning" if age_s > _OLD_S else "ok",
+            f"{found.statements} statements with {found.records} records wait, the oldest for {age_s:.0f} s",
+            "see what the ledger's checks say; send them by hand: tallystick spool flush",
+        )
+    else:
+        yield "ok", f"nothing waits; {found.sessions} processes record", ""
+    if found.ended_records or found.dropped:
+        yield (
+            "warning",
+            f"{found.ended_records} records were lost by processes that ended early and {found.dropped} are "
+            "counted, but no statement told them yet",
+            "the next statement does; look why processes end without closing their recorder",
+        )
+
+
+def _clock(case: Case) -> Found:
+    yield from check_clock(case)
+    synchronized = _ntp()
+    if synchronized is False:
+        yield "warning", "the system says that no time service sets its clock", "enable NTP or chrony"
+    elif synchronized:
+        yield "ok", "the system says that a time service sets its clock", ""
+
+
+def _ntp() -> bool | None:
+    """Whether systemd says that the clock is synchronized; None if it says nothing."""
+    path = shutil.which("timedatectl")
+    if path is None:
+        return None
+    try:
+        told = subprocess.run(  # noqa: S603 - a fixed command
+            [path, "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            timeout=5,
+            check=False,
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {b"yes": True, b"no": False}.get(told)
+
+
+def _meters(_: Case) -> Found:
+    from ledger.energy.host_power import HostPower, RaplCounter, host_power
+
+    measured = RaplCounter.find()
+    if measured is not None:
+        yield "ok", "RAPL counters of the CPU packages are readable", ""
+        return
+    power: HostPower = host_power()
+    yield (
+        "warning",
+        f"no energy counter is readable: energy is modelled from published figures of {power.cpu}",
+        "let the recorder's user read /sys/class/powercap, or give it a meter of the accelerator",
+    )
+
+
+def _engines(_: Case) -> Found:
+    """Engines beside us whose version is not one that our hooks were written for."""
+    import re
+    from importlib import metadata
+
+    try:
+        requirements = metadata.requires("tallystick") or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in requirements:
+        parts = re.match(r"([A-Za-z0-9._-]+)(?:\[.*?\])?([^;]*);\s*extra == ['\"]([a-z0-9-]+)", requirement)
+        if parts is None or parts[3] in _OTHER_EXTRAS:
+            continue
+        name, wanted = parts[1], parts[2].strip()
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if _satisfies(version, wanted):
+            yield "ok", f"{name} {version} is a version that its hook is made for ({wanted or 'any'})", ""
+        else:
+            yield (
+                "warning",
+                f"{name} {version} is not a version that its hook is made for ({wanted})",
+                f"install one that is: pip install 'tallystick[{parts[3]}]'",
+            )
+
+
+def _satisfies(version: str, wanted: str) -> bool:
+    """Whether a version is in a range such as ``>=1.2,<2``; what is not understood counts as satisfied."""
+    have = _numbers(version)
+    for clause in filter(None, (each.strip() for each in wanted.split(","))):
+        operator = clause.rstrip("0123456789.*abcrdevpost+-_").strip()
+        bound = _numbers(clause[len(operator) :])
+        if operator == ">=" and have < bound:
+            return False
+        if operator == "<" and have >= bound:
+            return False
+        if operator == "==" and have[: len(bound)] != bound:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    import re
+
+    return tuple(int(each) for each in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def _native(_: Case) -> Found:
+    import importlib.util
+
+    present = importlib.util.find_spec("ledger._native") is not None
+    yield (
+        "ok",
+        "hashing is accelerated" if present else "hashing runs in Python: no compiled part is there",
+        "",
+    )
+
+
+CHECKS: dict[str, Callable[[Case], Found]] = {
+    "spool": _spool,
+    "key": _key,
+    "secret": _secret,
+    "ledger": check_ledger,
+    "log key": check_log_key,
+    "API key": check_api_key,
+    "clock": _clock,
+    "meters": _meters,
+    "engines": _engines,
+    "native": _native,
+}
+"""In the order in which they are made and shown."""
