@@ -271,6 +271,16 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Name that folder, or the URL of a service.",
     ),
     (
+        "no-export", 400, "Not an export",
+        "The folder has no manifest of an export.",
+        "Make an export with `tallystick export parquet`, and name its folder.",
+    ),
+    (
+        "bad-sql", 400, "Query refused",
+        "DuckDB did not take the query, or it is not one query.",
+        "See the message; the views are records, records_corrected, corrections and statements.",
+    ),
+    (
         "missing-package", 503, "Package missing",
         "A command needs an optional package that is not installed.",
         "Install the extra that the message names.",
@@ -343,7 +353,7 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     (
         "ledger-behind", 409, "The ledger lost statements",
         "The ledger gave a receipt for a statement and now does not have it: it was rolled back, or it lies.",
-        "Keep the spool and all receipts, and ask the ledger's operator. Nothing is counted as dropped for it.",
+        "Keep the spool and all receipts, and ask the ledger's operator. Nothing is counted as dropped.",
     ),
     (
         "spool-waiting", 503, "Statements of the old key wait",

@@ -1,0 +1,211 @@
+"""``tallystick query`` and ``tallystick sql``: questions over an export, exact and local."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import From, Json, To
+
+__all__ = ["QUERY_EXAMPLES", "SQL_EXAMPLES", "query", "sql"]
+
+QUERY_EXAMPLES = (
+    "tallystick query export-all --by model",
+    "tallystick query export-all --by day --by tenant --where model=Qwen3-32B --from 2026-01-01",
+    "tallystick query export-all --by model --percentiles --json",
+)
+SQL_EXAMPLES = (
+    'tallystick sql export-all "SELECT model, sum(energy_uj) FROM records GROUP BY ALL"',
+    'tallystick sql export-all "SELECT kind, count(*) FROM statements GROUP BY ALL" --csv > kinds.csv',
+)
+
+
+Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
+
+
+class Dimension(StrEnum):
+    """What can be grouped by: as ``ledger.export.query.DIMENSIONS``."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    MODEL = "model"
+    VERSION = "version"
+    DEPLOYMENT = "deployment"
+    ENGINE = "engine"
+    ENGINE_VERSION = "engine_version"
+    QUANTIZATION = "quantization"
+    ACCELERATOR = "accelerator"
+    PROVIDER = "provider"
+    REGION = "region"
+    SITE = "site"
+    TENANT = "tenant"
+    ISSUER = "issuer"
+    FINISH_REASON = "finish_reason"
+    METHOD = "method"
+    ENERGY_SOURCE = "energy_source"
+    FACTORS = "factors"
+    CURRENCY = "currency"
+
+
+def query(
+    export: Export,
+    by: Annotated[list[Dimension] | None, typer.Option(help="Group by; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Only records with this value; repeat a name for more values. NAME= asks for none.",
+        ),
+    ] = None,
+    from_: From = None,
+    to: To = None,
+    percentiles: Annotated[
+        bool, typer.Option("--percentiles", help="Add p50, p90, p95 and p99 of times, tokens and energy.")
+    ] = False,
+    as_logged: Annotated[
+        bool, typer.Option("--as-logged", help="Figures as first logged, without later corrections.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Total records of an export by any dimension: tokens, energy, carbon, water, cost, and per 1,000 tokens.
+
+    Sums are exact. A figure that only some records have is marked with how many; see `tallystick verify` for
+    whether the export itself can be believed.
+
+    With --json: rows, each with its dimensions and integers. `*_records` count the records that have a
+    figure; a figure that none has is absent.
+    """
+    from cli.figures import parse_time
+    from cli.output import note, print_json
+    from ledger.export.query import Question, ask
+
+    question = Question(
+        by=tuple(dict.fromkeys(each.value for each in by or ())),
+        where=_conditions(where or ()),
+        from_us=parse_time(from_, "--from"),
+        to_us=parse_time(to, "--to"),
+        corrected=not as_logged,
+        percentiles=percentiles,
+    )
+    rows = ask(export, question)
+    if json:
+        print_json({"rows": rows})
+    elif not rows or not any(row["records"] for row in rows):
+        note("no records")
+    else:
+        _print(rows, question.by, percentiles)
+
+
+def _conditions(given: Sequence[str]) -> dict[str, list[str]]:
+    from ledger.core.errors import InvalidError
+
+    found: dict[str, list[str]] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise InvalidError(
+                f"{each!r} is not NAME=VALUE",
+                where="--where",
+                remedy="write for example model=Qwen3-32B",
+                code="bad-parameter",
+            )
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bool) -> None:
+    from cli import figures
+    from cli.output import table
+
+    def known(row: Mapping[str, Any], name: str, text: str) -> str:
+        """Mark a figure that not all records have."""
+        having = row.get(f"{name}_records", row["records"])
+        return text if having == row["records"] else f"{text} ({having:,} of {row['records']:,})"
+
+    headings = [*by, "records", "in", "out", "energy", "per 1k", "carbon", "per 1k", "water", "cost"]
+    headings += ["p50", "p95", "first p50", "first p95"] if percentiles else []
+    lines = []
+    for row in rows:
+        water = row.get("water_nl")
+        line = [*("-" if row[name] is None else str(row[name]) for name in by), figures.count(row["records"])]
+        line += [figures.count(row["input_tokens"]), figures.count(row["output_tokens"])]
+        line.append(known(row, "energy_uj", figures.energy(row.get("energy_uj"))))
+        line.append(figures.energy(row.get("energy_uj_per_1k_tokens")))
+        line.append(known(row, "carbon_ng", figures.carbon(row.get("carbon_ng"))))
+        line.append(figures.carbon(row.get("carbon_ng_per_1k_tokens")))
+        line.append("unknown" if water is None else known(row, "water_nl", _water(water)))
+        line.append(known(row, "cost_nano", f"{row['cost_nano'] / 1e9:,.4f}") if "cost_nano" in row else "")
+        if percentiles:
+            for name in ("duration_us", "first_token_us"):
+                line += [
+                    figures.duration(row[f"{name}_p{level}"]) if f"{name}_p{level}" in row else ""
+                    for level in (50, 95)
+                ]
+        lines.append(line)
+    table(headings, lines, right=headings[len(by) :])
+
+
+def _water(water_nl: int) -> str:
+    from cli.figures import amount
+
+    return amount(water_nl, ((10**12, "m³"), (10**9, "l"), (10**6, "ml"), (10**3, "µl"), (1, "nl")))
+
+
+def sql(
+    export: Export,
+    statement: Annotated[str, typer.Argument(metavar="SQL", help="One query; - reads it from stdin.")],
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show or write at most.")] = 10_000,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, with a line of names.")] = False,
+    json: Json = False,
+) -> None:
+    """Ask an export in SQL (DuckDB). Views: records, records_corrected, corrections, statements.
+
+    It reads the export alone: no other file, no network, and nothing is written.
+
+    With --json: columns, rows (an object each), truncated. Integers of any size stay exact; bytes are
+    hexadecimal, times ISO 8601.
+    """
+    import sys
+
+    from cli.output import note, print_json, table
+    from ledger.export.reading import run_sql
+
+    text = sys.stdin.read() if statement == "-" else statement
+    columns, rows, truncated = run_sql(export, text, limit)
+    if json:
+        print_json(
+            {
+                "columns": columns,
+                "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+                "truncated": truncated,
+            }
+        )
+        return
+    if csv:
+        _write_csv(columns, rows)
+    else:
+        table(columns, [["" if cell is None else str(cell) for cell in row] for row in rows])
+    if truncated:
+        note(f"there are more than {limit:,} rows: raise --limit")
+
+
+def _write_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    import csv
+    import sys
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if cell is None else safe_cell(cell) for cell in row] for row in rows])
+
+
+def safe_cell(cell: Any) -> str:
+    """A cell that no spreadsheet takes for a formula (OWASP: CSV injection)."""
+    text = str(cell)
+    is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
+    return f"'{text}" if not is_number and text[:1] in "=+-@\t\r" and text else text

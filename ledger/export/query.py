@@ -1,0 +1,205 @@
+"""Owns questions over an export: filters, groups, exact totals, percentiles and intensities.
+
+Totals are exact integers of any size (DuckDB's HUGEINT). A figure that no record of a group has is absent,
+and each total comes with how many records have it, so that one over half the records cannot pass for one over
+all. Intensities divide a figure's total by the tokens (or the number) of the records that have that figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.core.errors import InvalidError
+from ledger.export.reading import open_export
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["DIMENSIONS", "FIGURES", "PERCENTILES", "Question", "ask"]
+
+DIMENSIONS: Mapping[str, str] = {
+    "hour": "strftime(date_trunc('hour', started_at), '%Y-%m-%dT%H:00:00Z')",
+    "day": "strftime(started_at, '%Y-%m-%d')",
+    "week": "strftime(date_trunc('week', started_at), '%Y-%m-%d')",
+    "month": "strftime(started_at, '%Y-%m')",
+    "model": "model",
+    "version": "version",
+    "deployment": "deployment",
+    "engine": "engine",
+    "engine_version": "engine_version",
+    "quantization": "quantization",
+    "accelerator": "accelerator",
+    "provider": "provider",
+    "region": "region",
+    "site": "site",
+    "tenant": "tenant",
+    "issuer": "issuer",
+    "finish_reason": "finish_reason",
+    "method": "energy_method",
+    "energy_source": "energy_source",
+    "factors": "factors",
+    "currency": "currency",
+}
+"""What can be grouped by and filtered on, and its SQL. A week is named by its Monday; all times are UTC."""
+
+FIGURES = (
+    "cached_input_tokens",
+    "reasoning_tokens",
+    "drafted_tokens",
+    "accepted_tokens",
+    "energy_uj",
+    "carbon_ng",
+    "carbon_market_ng",
+    "embodied_ng",
+    "water_nl",
+    "cost_nano",
+)
+"""Totalled where a record has them. ``cost_nano`` adds up within one currency only."""
+
+_RANGED = {"energy_uj": ("energy_low_uj", "energy_high_uj"), "carbon_ng": ("carbon_low_ng", "carbon_high_ng")}
+_INTENSITIES = ("energy_uj", "carbon_ng", "carbon_market_ng", "embodied_ng", "water_nl", "cost_nano")
+PERCENTILES: Mapping[str, str] = {
+    "duration_us": "epoch_us(ended_at) - epoch_us(started_at)",
+    "first_token_us": "epoch_us(first_token_at) - epoch_us(started_at)",
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "energy_uj": "energy_uj",
+}
+"""Distributions: the percentile is the value of a record that is there, never one in between."""
+_LEVELS = (50, 90, 95, 99)
+_MAX_GROUPS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of an export.
+
+    Attributes:
+        by: dimensions to group by, in order; none gives one row.
+        where: dimension -> values, of which a record must have one; an empty string asks for absence.
+        from_us: records started then or later, Unix microseconds.
+        to_us: records started before.
+        corrected: whether restated figures replace those first logged.
+        percentiles: whether to add the distributions.
+    """
+
+    by: Sequence[str] = ()
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    from_us: int | None = None
+    to_us: int | None = None
+    corrected: bool = True
+    percentiles: bool = False
+
+
+def ask(export: Path | duckdb.DuckDBPyConnection, question: Question) -> list[dict[str, Any]]:
+    """Answer ``question``, one row for each group, ordered by the groups' keys (absent ones first).
+
+    Args:
+        export: the export's folder, or a connection that ``open_export`` made.
+
+    Raises:
+        InvalidError: an unknown dimension, or no export.
+    """
+    for name in (*question.by, *question.where):
+        if name not in DIMENSIONS:
+            raise InvalidError(
+                f"cannot group by or filter on {name!r}",
+                where="query",
+                remedy=f"use {', '.join(DIMENSIONS)}",
+                code="bad-parameter",
+            )
+    sql, parameters = _sql(question)
+    if isinstance(export, Path):
+        with open_export(export) as connection:
+            return _rows(connection, sql, parameters, question)
+    return _rows(export, sql, parameters, question)
+
+
+def _sql(question: Question) -> tuple[str, list[Any]]:
+    keys = [f'{DIMENSIONS[name]} AS "{name}"' for name in question.by]
+    sums = ["count(*) AS records", "sum(input_tokens) AS input_tokens", "sum(output_tokens) AS output_tokens"]
+    for name in FIGURES:
+        sums += [f"sum({name}) AS {name}", f"count({name}) AS {name}_records"]
+    for name, (low, high) in _RANGED.items():
+        # A record without a range is known as well as its figure: its range is the figure.
+        sums += [f"sum(coalesce({low}, {name})) AS {low}", f"sum(coalesce({high}, {name})) AS {high}"]
+    for name in _INTENSITIES:
+        sums.append(f"sum(input_tokens + output_tokens) FILTER ({name} IS NOT NULL) AS _{name}_tokens")
+    sums.append("count(DISTINCT currency) AS _currencies")
+    if question.corrected:
+        sums.append("count(*) FILTER (corrected) AS corrected_records")
+    if question.percentiles:
+        levels = ", ".join(str(level / 100) for level in _LEVELS)
+        sums += [f"quantile_disc({value}, [{levels}]) AS _p_{name}" for name, value in PERCENTILES.items()]
+    conditions, parameters = _conditions(question)
+    view = "records_corrected" if question.corrected else "records"
+    grouped = " GROUP BY ALL ORDER BY ALL NULLS FIRST" if keys else ""
+    sql = f"SELECT {', '.join([*keys, *sums])} FROM {view}{conditions}{grouped} LIMIT {_MAX_GROUPS}"  # noqa: S608
+    return sql, parameters
+
+
+def _conditions(question: Question) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    parameters: list[Any] = []
+    for operator, bound in ((">=", question.from_us), ("<", question.to_us)):
+        if bound is not None:
+            parts.append(f"started_at {operator} make_timestamptz(?::BIGINT)")
+            parameters.append(bound)
+    for name, values in question.where.items():
+        chosen = [value for value in values if value]
+        either = [f"{DIMENSIONS[name]} IN ({', '.join('?' * len(chosen))})"] if chosen else []
+        either += [f"{DIMENSIONS[name]} IS NULL"] if len(chosen) < len(values) else []
+        parts.append(f"({' OR '.join(either) or 'false'})")
+        parameters += chosen
+    return (f" WHERE {' AND '.join(parts)}" if parts else ""), parameters
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any], question: Question
+) -> list[dict[str, Any]]:
+    found = connection.execute(sql, parameters)
+    names = [column[0] for column in found.description or ()]
+    return [_row(dict(zip(names, values, strict=True)), question) for values in found.fetchall()]
+
+
+def _row(found: dict[str, Any], question: Question) -> dict[str, Any]:
+    row: dict[str, Any] = {name: found[name] for name in question.by}
+    row["records"] = found["records"]
+    for name in ("input_tokens", "output_tokens"):
+        row[name] = int(found[name] or 0)
+    mixed = found["_currencies"] > 1
+    for name in FIGURES:
+        if found[name] is None or (name == "cost_nano" and mixed):
+            continue
+        row[name] = int(found[name])
+        for bound in _RANGED.get(name, ()):
+            row[bound] = int(found[bound])
+        row[f"{name}_records"] = found[f"{name}_records"]
+    for name in _INTENSITIES:
+        if name in row:
+            row |= _intensities(name, row, int(found[f"_{name}_tokens"]))
+    if question.corrected and found["corrected_records"]:
+        row["corrected_records"] = found["corrected_records"]
+    if question.percentiles:
+        for name in PERCENTILES:
+            values = found[f"_p_{name}"]
+            if values is not None:
+                row |= {f"{name}_p{level}": int(v) for level, v in zip(_LEVELS, values, strict=True)}
+    return row
+
+
+def _intensities(name: str, row: Mapping[str, int], tokens: int) -> dict[str, int]:
+    """Per thousand tokens and per request, rounded half up; absent where nothing was generated."""
+    made = {f"{name}_per_request": _rounded(row[name], row[f"{name}_records"])}
+    if tokens:
+        made[f"{name}_per_1k_tokens"] = _rounded(1000 * row[name], tokens)
+        for bound in _RANGED.get(name, ()):
+            made[f"{bound}_per_1k_tokens"] = _rounded(1000 * row[bound], tokens)
+    return made
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)

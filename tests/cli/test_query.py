@@ -1,0 +1,84 @@
+"""`tallystick query` and `tallystick sql`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from ledger.export.query import DIMENSIONS
+from tests.cli.conftest import LedgerFolder, Run, json_of, run_command
+
+
+@pytest.fixture(scope="module")
+def export(ledger: LedgerFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "all"
+    assert run_command("export", "parquet", ledger.path, out).exit_code == 0
+    return out
+
+
+def test_totals_by_tenant(export: Path, ledger: LedgerFolder, run: Run) -> None:
+    rows = json_of(run("query", export, "--by", "tenant", "--json"))["rows"]
+    for row in rows:
+        mine = [r for r in ledger.records if r.tenant == row["tenant"]]
+        assert row["records"] == len(mine)
+        assert row["energy_uj"] == sum(r.energy.energy_uj for r in mine)
+    assert sum(row["records"] for row in rows) == len(ledger.records)
+
+
+def test_where_and_period(export: Path, ledger: LedgerFolder, run: Run) -> None:
+    tenant = ledger.records[0].tenant
+    arguments = ("--where", f"tenant={tenant}", "--where", "tenant=nobody", "--to", "2025-10-10")
+    (row,) = json_of(run("query", export, *arguments, "--json"))["rows"]
+    assert row["records"] == sum(r.tenant == tenant for r in ledger.records)
+
+
+def test_the_table_is_for_people(export: Path, run: Run) -> None:
+    result = run("query", export, "--by", "model", "--percentiles")
+    assert result.exit_code == 0
+    assert "SmolLM2-135M-Instruct" in result.stdout
+    assert "Wh" in result.stdout
+    assert "unknown" in result.stdout  # these records state no carbon
+    assert "no records" in run("query", export, "--where", "model=other").stderr
+
+
+def test_every_dimension_can_be_named(export: Path, run: Run) -> None:
+    for name in DIMENSIONS:
+        assert run("query", export, "--by", name, "--json").exit_code == 0, name
+
+
+@pytest.mark.parametrize("arguments", [("--where", "model"), ("--where", "colour=red"), ("--by", "colour")])
+def test_what_cannot_be_asked_is_refused(export: Path, run: Run, arguments: tuple[str, ...]) -> None:
+    assert run("query", export, *arguments).exit_code == 2
+
+
+def test_sql(export: Path, ledger: LedgerFolder, run: Run) -> None:
+    made = json_of(
+        run("sql", export, "SELECT id, input_tokens, started_at FROM records ORDER BY id", "--json")
+    )
+    assert made["columns"] == ["id", "input_tokens", "started_at"]
+    assert [row["id"] for row in made["rows"]] == sorted(r.id for r in ledger.records)
+    assert made["truncated"] is False
+    cut = json_of(run("sql", export, "SELECT id FROM records", "--limit", 2, "--json"))
+    assert (len(cut["rows"]), cut["truncated"]) == (2, True)
+
+
+def test_sql_as_csv_holds_no_formula(export: Path, run: Run) -> None:
+    result = run("sql", export, "SELECT '=1+1' AS a, -5 AS b, '-x' AS a, NULL AS c", "--csv")
+    assert list(csv.reader(io.StringIO(result.stdout))) == [
+        ["a", "b", "a_2", "c"],
+        ["'=1+1", "-5", "'-x", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELEC 1", "SELECT 1; SELECT 2", "", "SELECT * FROM '/etc/passwd'", "COPY records TO '/tmp/x.csv'"],
+)
+def test_sql_that_is_refused(export: Path, run: Run, text: str) -> None:
+    result = run("sql", export, text)
+    assert result.exit_code == 2
+    assert "error:" in result.stderr
+    assert not Path("/tmp/x.csv").exists()
