@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from cli import api_keys, audit, demo, export, init, issuers, keys, migrate, receipts, records, serve, verify
+from cli import (
+    api_keys,
+    audit,
+    demo,
+    doctor,
+    export,
+    init,
+    issuers,
+    keys,
+    migrate,
+    receipts,
+    records,
+    serve,
+    spool,
+    verify,
+)
 from cli.errors import Commands
 from cli.options import Json, command, examples
 
@@ -65,9 +80,11 @@ app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
 app.add_typer(receipts.app, name="receipt")
+app.add_typer(spool.app, name="spool")
 app.add_typer(export.app, name="export")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
+command(app, *doctor.EXAMPLES)(doctor.doctor)
 command(app, *demo.EXAMPLES)(demo.demo)
 command(
     app,
