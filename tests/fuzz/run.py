@@ -38,7 +38,14 @@ Target = Callable[[bytes], "str | None"]
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 CRASHES = HERE / "crashes"
-MODULES = ("targets_core", "targets_emit", "targets_engines", "targets_log", "targets_service")
+MODULES = (
+    "targets_core",
+    "targets_emit",
+    "targets_engines",
+    "targets_log",
+    "targets_native",
+    "targets_service",
+)
 
 CPU_LIMIT_S = 1.0
 """No parser may take longer, whatever 128 KiB it is fed."""
