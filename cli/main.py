@@ -9,6 +9,7 @@ import typer
 from cli import (
     api_keys,
     audit,
+    completeness,
     demo,
     doctor,
     export,
@@ -16,6 +17,7 @@ from cli import (
     issuers,
     keys,
     migrate,
+    query,
     receipts,
     records,
     serve,
@@ -85,6 +87,9 @@ app.add_typer(export.app, name="export")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
 command(app, *doctor.EXAMPLES)(doctor.doctor)
+command(app, *completeness.EXAMPLES)(completeness.completeness)
+command(app, *query.QUERY_EXAMPLES)(query.query)
+command(app, *query.SQL_EXAMPLES)(query.sql)
 command(app, *demo.EXAMPLES)(demo.demo)
 command(
     app,

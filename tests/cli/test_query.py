@@ -82,3 +82,15 @@ def test_sql_that_is_refused(export: Path, run: Run, text: str) -> None:
     assert result.exit_code == 2
     assert "error:" in result.stderr
     assert not Path("/tmp/x.csv").exists()
+
+
+def test_completeness(export: Path, ledger: LedgerFolder, run: Run) -> None:
+    told = json_of(run("completeness", export, "--json"))
+    (issuer,) = told["issuers"]
+    assert issuer["records"] == len(ledger.records)
+    assert issuer["first_seq"] == 0
+    assert told["every_statement"] is True
+    result = run("completeness", export)
+    assert result.exit_code == 0
+    assert issuer["issuer"] in result.stdout
+    assert ("gap:" in result.stdout) == bool(told["gaps"])
