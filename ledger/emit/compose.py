@@ -25,16 +25,16 @@ from ledger.core.records import (
     Record,
     Usage,
     decode_deployment,
-    decode_factor_set,
     decode_record,
     document_digest,
     encode_record,
 )
+from ledger.emit.factor_source import Factors, FactorSource
 from ledger.emit.identity import NO_TENANT, Tenants
 from ledger.energy.estimation import estimate_from_power
 from ledger.energy.factors import figures
 
-__all__ = ["Composed", "Composer", "Report", "checked_deployment", "checked_factors"]
+__all__ = ["Composed", "Composer", "Report", "checked_deployment"]
 
 _T = TypeVar("_T")
 
@@ -83,11 +83,12 @@ _TENANT = Report._fields.index("tenant")
 
 @dataclass(frozen=True)
 class Composed:
-    """A record, its canonical bytes, and the deployment that its batch needs published."""
+    """A record, its canonical bytes, and the documents that its batch needs published."""
 
     record: Record
     line: bytes
     deployment: Deployment
+    factors: FactorSet | None = None
 
 
 class Composer:
@@ -95,13 +96,13 @@ class Composer:
 
     Args:
         deployment: for reports that name none.
-        factors: turns energy into carbon and water; None records energy alone.
+        factors: turns energy into carbon and water; None records energy alone. A provider of live factors is
+            asked at each ``prepare``.
         tenants: gives the keys that salts derive from.
     """
 
-    def __init__(self, deployment: Deployment | None, factors: FactorSet | None, tenants: Tenants) -> None:
-        self.factors = factors
-        self._factors_digest = UNSET if factors is None else document_digest(factors)
+    def __init__(self, deployment: Deployment | None, factors: Factors | None, tenants: Tenants) -> None:
+        self._factors = FactorSource(factors)
         self._deployment = deployment
         self._tenants = tenants
         self._keys: dict[str, bytes] = {}
@@ -113,6 +114,7 @@ class Composer:
         Raises:
             OSError: the secret of a new tenant could not be stored.
         """
+        self._factors.refresh()
         given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
         self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
@@ -156,11 +158,8 @@ class Composer:
             )
         key = self._keys[name]
         energy = report.energy or _modelled(deployment, report.busy_us)
-        carbon = (
-            None
-            if energy is None or self.factors is None
-            else figures(energy, self.factors, report.busy_us or 0)
-        )
+        factors = self._factors.now
+        carbon = None if energy is None or factors is None else figures(energy, factors, report.busy_us or 0)
         record = Record(
             id=report.id,
             deployment=digest,
@@ -175,7 +174,7 @@ class Composer:
                 else commit_request(report.request_id, record_salt(key, report.id, "request")).hex()
             ),
             tenant=UNSET if name == NO_TENANT else self._tenants.pseudonym(name),
-            factors=UNSET if carbon is None else self._factors_digest,
+            factors=UNSET if carbon is None else self._factors.digest,
             input=_commitment(report.input_ids, report.input_text, key, report.id, "input"),
             output=_commitment(report.output_ids, report.output_text, key, report.id, "output"),
             energy=_given(energy),
@@ -196,7 +195,9 @@ class Composer:
         except (TypeError, ValueError, OverflowError) as error:  # a value of another type than stated
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
         # What a reader would refuse must not be signed; reading back also fixes the types of all values.
-        return Composed(decode_record(line, where=report.id), line, deployment)
+        return Composed(
+            decode_record(line, where=report.id), line, deployment, None if carbon is None else factors
+        )
 
 
 def _steadied(report: Report, began_ns: int, now_us: int) -> Report:
@@ -232,16 +233,6 @@ def checked_deployment(deployment: Deployment) -> Deployment:
     """
     decode_deployment(encode_canonical(deployment))
     return deployment
-
-
-def checked_factors(factors: FactorSet) -> FactorSet:
-    """Return ``factors`` if every reader accepts it.
-
-    Raises:
-        InvalidError: a value has the wrong type or form.
-    """
-    decode_factor_set(encode_canonical(factors))
-    return factors
 
 
 def _given(value: _T | None) -> _T | UnsetType:

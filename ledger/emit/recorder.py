@@ -19,8 +19,9 @@ from ledger.core.statements import MAX_BATCH_RECORDS, SignedStatement
 from ledger.emit import _lifetime as lifetime
 from ledger.emit._disk import locked_file
 from ledger.emit.client import Client
-from ledger.emit.compose import Composer, checked_deployment, checked_factors
+from ledger.emit.compose import Composer, checked_deployment
 from ledger.emit.deliveries import Deliveries, RecordReceipt
+from ledger.emit.factor_source import Factors, checked_factors
 from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
 from ledger.emit.sealer import Inbox, Sealer
@@ -85,7 +86,8 @@ class Recorder:
             no commitment can be opened.
         tenants: file of the tenants' secrets; made if missing.
         deployment: what generates, for calls of ``record`` that name none.
-        factors: turns energy into carbon and water.
+        factors: turns energy into carbon and water: a factor set, or what gives the one of now, such as
+            ``ledger.energy.live_intensity.LiveFactors``.
         max_records: seal a batch at this many records,
         max_age_s: or when the oldest is this old.
         queue_limit: how many records may wait in memory.
@@ -113,7 +115,7 @@ class Recorder:
         secret: str | Path | None = None,
         tenants: str | Path | None = None,
         deployment: Deployment | None = None,
-        factors: FactorSet | None = None,
+        factors: Factors | None = None,
         max_records: int = MAX_BATCH_RECORDS,
         max_age_s: float = 1.0,
         queue_limit: int = 65_536,
@@ -141,7 +143,7 @@ class Recorder:
             if self._log is None:
                 _logger.warning("no log_key: receipts are not checked, so the spool keeps all statements")
         self._deployment = None if deployment is None else checked_deployment(deployment)
-        self._factors = None if factors is None else checked_factors(factors)
+        self._factors = checked_factors(factors) if isinstance(factors, FactorSet) else factors
 
         directory = Path(spool or environment.get("TALLYSTICK_SPOOL") or default_spool())
         self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)

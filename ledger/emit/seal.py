@@ -13,7 +13,7 @@ from msgspec import UNSET
 from ledger import zstd
 from ledger.core.canonical import MAX_SAFE_INTEGER
 from ledger.core.merkle import CompactRange
-from ledger.core.records import Deployment, Record, record_hash
+from ledger.core.records import Deployment, FactorSet, Record, record_hash
 from ledger.core.statements import MAX_BATCH_DOCUMENTS, Batch, SignedStatement, Totals
 from ledger.emit.compose import Composed
 from ledger.emit.head import Head
@@ -38,12 +38,12 @@ class Block:
         self._max_records = max_records
         self._size = 0
         self._sums: dict[str, int] = dict.fromkeys(_REQUIRED_SUMS, 0)
-        self._factors: set[str] = set()
         self._tree = CompactRange()
         self.lines: list[bytes] = []  # each with its newline
         self.hashes: list[bytes] = []
         self.ids: list[str] = []
         self.deployments: dict[str, Deployment] = {}
+        self.factors: dict[str, FactorSet] = {}
         self.first_us = MAX_SAFE_INTEGER
         self.last_us = 0
 
@@ -57,6 +57,12 @@ class Block:
             return False
         if record.deployment not in self.deployments and len(self.deployments) >= MAX_BATCH_DOCUMENTS:
             return False
+        if (
+            record.factors is not UNSET
+            and record.factors not in self.factors
+            and len(self.factors) >= MAX_BATCH_DOCUMENTS
+        ):
+            return False
         sums = self._sums.copy()
         for name, value in _figures(record):
             sums[name] = sum_ = sums.get(name, 0) + value
@@ -65,8 +71,8 @@ class Block:
         self._sums = sums
         self._size += len(line) + 1
         self.deployments.setdefault(record.deployment, composed.deployment)
-        if record.factors is not UNSET:
-            self._factors.add(record.factors)
+        if record.factors is not UNSET and composed.factors is not None:
+            self.factors.setdefault(record.factors, composed.factors)
         self.first_us = min(self.first_us, record.started_us)
         self.last_us = max(self.last_us, record.ended_us)
         leaf = record_hash(line)
@@ -75,11 +81,6 @@ class Block:
         self.lines.append(line + b"\n")
         self.ids.append(record.id)
         return True
-
-    @property
-    def factors(self) -> tuple[str, ...]:
-        """Sorted digests of the factor sets that the records use."""
-        return tuple(sorted(self._factors))
 
     @property
     def root(self) -> bytes:
@@ -126,7 +127,7 @@ def batch_payload(block: Block, head: Head, issued_us: int) -> Batch:
         first_us=block.first_us,
         last_us=block.last_us,
         deployments=tuple(sorted(block.deployments)),
-        factors=block.factors,
+        factors=tuple(sorted(block.factors)),
         totals=block.totals,
         dropped=head.dropped,
     )

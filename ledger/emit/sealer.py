@@ -17,7 +17,6 @@ from typing import Any
 from msgspec import UNSET
 
 from ledger.core.errors import TallystickError, UnavailableError
-from ledger.core.records import FactorSet, document_digest
 from ledger.core.statements import (
     DeploymentStatement,
     FactorsStatement,
@@ -349,8 +348,10 @@ class Sealer:
             if digest not in known:
                 self._append(chain, DeploymentStatement(deployment=deployment, **_chain_fields(chain)))
                 chain.publish(digest)
-        if block.factors:
-            self._publish_factors(chain, known)
+        for digest, factors in block.factors.items():
+            if digest not in known:
+                self._append(chain, FactorsStatement(factors=factors, **_chain_fields(chain)))
+                chain.publish(digest)
         settled = self._settled + len(block)
         payload = batch_payload(block, chain.head, _now_us(chain))
         statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
@@ -359,12 +360,6 @@ class Sealer:
         self._settle(settled)
         self._deliveries.sealed(block, statement)
         self._was_sealed(statement.payload.seq)
-
-    def _publish_factors(self, chain: Chain, known: set[str]) -> None:
-        factors: FactorSet | None = self._composer.factors
-        if factors is not None and (digest := document_digest(factors)) not in known:
-            self._append(chain, FactorsStatement(factors=factors, **_chain_fields(chain)))
-            chain.publish(digest)
 
     def _append(self, chain: Chain, payload: Payload) -> None:
         """Sign and append a statement without records."""
