@@ -1,7 +1,7 @@
 /* The module ledger._native: its functions take and give what those of ledger/core and ledger/audit do, which
  * stay the reference. A function that returns None leaves the case to them. ledger/_native.pyi has the types.
  *
- * The interpreter lock is held all the time but in batch_facts, so no list changes while it is read. */
+ * The interpreter lock is given up only over copies and over bytes, so no list changes while it is read. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -16,6 +16,7 @@
 #define CHUNK_BYTES 256
 #define SALT_SIZE 32
 #define FEW_CHUNKS 64
+#define FEW_LEAVES 64 /* below that, giving up the interpreter lock takes longer than it lasts */
 
 /* sha256_available(), asked once: under a hypervisor the question takes longer than a hash. */
 static int has_hashes;
@@ -115,11 +116,16 @@ static PyObject *py_root(PyObject *self, PyObject *hashes) {
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < count; i++)
         memcpy(level + i * HASH_SIZE, raw(items[i]), HASH_SIZE);
-    PyObject *out = new_hash();
-    if (out)
-        merkle_root(level, (size_t)count, raw(out));
+    uint8_t out[HASH_SIZE];
+    if (count > FEW_LEAVES) {
+        Py_BEGIN_ALLOW_THREADS
+        merkle_root(level, (size_t)count, out);
+        Py_END_ALLOW_THREADS
+    } else {
+        merkle_root(level, (size_t)count, out);
+    }
     PyMem_Free(level);
-    return out;
+    return PyBytes_FromStringAndSize((const char *)out, HASH_SIZE);
 }
 
 /* --- commitments --------------------------------------------------------------------------------------- */

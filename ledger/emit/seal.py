@@ -7,12 +7,13 @@ that would pass 2^53 - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ledger import zstd
 from ledger.core.canonical import MAX_SAFE_INTEGER
-from ledger.core.merkle import CompactRange
+from ledger.core.merkle import root
 from ledger.core.records import Deployment, FactorSet, Record, record_hash
 from ledger.core.statements import MAX_BATCH_DOCUMENTS, Batch, SignedStatement, Totals
 from ledger.emit.compose import Composed
@@ -24,7 +25,18 @@ MAX_BLOCK_BYTES = 8 << 20
 """Bytes of records in one batch: a quarter of what the ledger takes, and quickly sent again."""
 _ZSTD_LEVEL = 1
 """On records, which are half hashes, level 3 takes three times as long and saves nothing."""
-_REQUIRED_SUMS = ("input_tokens", "output_tokens")
+_SUMS = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "reasoning_tokens",
+    "energy_uj",
+    "carbon_ng",
+    "carbon_market_ng",
+    "embodied_ng",
+    "water_nl",
+)
+"""The fields of ``Totals``, in the order of ``_figures``."""
 
 
 class Block:
@@ -37,8 +49,8 @@ class Block:
     def __init__(self, max_records: int) -> None:
         self._max_records = max_records
         self._size = 0
-        self._sums: dict[str, int] = dict.fromkeys(_REQUIRED_SUMS, 0)
-        self._tree = CompactRange()
+        self._sums = [0] * len(_SUMS)
+        self._unknown = list(range(len(_SUMS)))  # sums that no record has added to
         self.lines: list[bytes] = []  # each with its newline
         self.hashes: list[bytes] = []
         self.ids: list[str] = []
@@ -63,21 +75,22 @@ class Block:
             and len(self.factors) >= MAX_BATCH_DOCUMENTS
         ):
             return False
-        sums = self._sums.copy()
-        for name, value in _figures(record):
-            sums[name] = sum_ = sums.get(name, 0) + value
-            if sum_ > MAX_SAFE_INTEGER:
-                return False
+        figures = _figures(record)
+        sums = [
+            sum_ if figure is UNSET else sum_ + figure
+            for sum_, figure in zip(self._sums, figures, strict=True)
+        ]
+        if max(sums) > MAX_SAFE_INTEGER:
+            return False
         self._sums = sums
+        self._unknown = [at for at in self._unknown if figures[at] is UNSET]
         self._size += len(line) + 1
         self.deployments.setdefault(record.deployment, composed.deployment)
         if record.factors is not UNSET and composed.factors is not None:
             self.factors.setdefault(record.factors, composed.factors)
         self.first_us = min(self.first_us, record.started_us)
         self.last_us = max(self.last_us, record.ended_us)
-        leaf = record_hash(line)
-        self._tree.append(leaf)
-        self.hashes.append(leaf)
+        self.hashes.append(record_hash(line))
         self.lines.append(line + b"\n")
         self.ids.append(record.id)
         return True
@@ -85,35 +98,29 @@ class Block:
     @property
     def root(self) -> bytes:
         """RFC 6962 root over the record hashes."""
-        return self._tree.root()
+        return root(self.hashes)
 
     @property
     def totals(self) -> Totals:
         """Sums over the records; equal to ``statements.sum_records``."""
-        return Totals(**self._sums)
+        known: Any = [UNSET if at in self._unknown else sum_ for at, sum_ in enumerate(self._sums)]
+        return Totals(**dict(zip(_SUMS, known, strict=True)))
 
 
-def _figures(record: Record) -> list[tuple[str, int]]:
-    usage = record.usage
-    figures: list[tuple[str, int]] = [
-        ("input_tokens", usage.input_tokens),
-        ("output_tokens", usage.output_tokens),
-    ]
-    if usage.cached_input_tokens is not UNSET:
-        figures.append(("cached_input_tokens", usage.cached_input_tokens))
-    if usage.reasoning_tokens is not UNSET:
-        figures.append(("reasoning_tokens", usage.reasoning_tokens))
-    if record.energy is not UNSET:
-        figures.append(("energy_uj", record.energy.energy_uj))
-    if record.carbon_ng is not UNSET:
-        figures.append(("carbon_ng", record.carbon_ng))
-    if record.carbon_market_ng is not UNSET:
-        figures.append(("carbon_market_ng", record.carbon_market_ng))
-    if record.embodied_ng is not UNSET:
-        figures.append(("embodied_ng", record.embodied_ng))
-    if record.water_nl is not UNSET:
-        figures.append(("water_nl", record.water_nl))
-    return figures
+def _figures(record: Record) -> tuple[int | UnsetType, ...]:
+    """What the record adds to each of ``_SUMS``."""
+    usage, energy = record.usage, record.energy
+    return (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_input_tokens,
+        usage.reasoning_tokens,
+        UNSET if energy is UNSET else energy.energy_uj,
+        record.carbon_ng,
+        record.carbon_market_ng,
+        record.embodied_ng,
+        record.water_nl,
+    )
 
 
 def batch_payload(block: Block, head: Head, issued_us: int) -> Batch:
