@@ -87,7 +87,8 @@ class Recorder:
         tenants: file of the tenants' secrets; made if missing.
         deployment: what generates, for calls of ``record`` that name none.
         factors: turns energy into carbon and water: a factor set, or what gives the one of now, such as
-            ``ledger.energy.live_intensity.LiveFactors``.
+            ``ledger.energy.live_intensity.LiveFactors``. Environment: TALLYSTICK_FACTORS and keys of services
+            (see docs/how-to/factors.md).
         max_records: seal a batch at this many records,
         max_age_s: or when the oldest is this old.
         queue_limit: how many records may wait in memory.
@@ -143,9 +144,13 @@ class Recorder:
             if self._log is None:
                 _logger.warning("no log_key: receipts are not checked, so the spool keeps all statements")
         self._deployment = None if deployment is None else checked_deployment(deployment)
-        self._factors = checked_factors(factors) if isinstance(factors, FactorSet) else factors
 
         directory = Path(spool or environment.get("TALLYSTICK_SPOOL") or default_spool())
+        if factors is None:
+            from ledger.energy.site import factors_from_environment
+
+            factors = factors_from_environment(environment, cache=directory)
+        self._factors = checked_factors(factors) if isinstance(factors, FactorSet) else factors
         self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)
         with locked_file(directory / "identity.lock"):
             self._key = SigningKey(key or environment.get("TALLYSTICK_KEY"), directory)

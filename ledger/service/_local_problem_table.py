@@ -166,6 +166,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Check the units: PUE is stated times 1,000, intensities in micrograms for each kWh.",
     ),
     (
+        "bad-range", 422, "Range not in order",
+        "A figure is not between the ends of its own range.",
+        "Check which end is which.",
+    ),
+    (
         "unknown-provider", 422, "Provider not known",
         "No table or package that is installed knows this provider.",
         "Use one of those that the message names.",

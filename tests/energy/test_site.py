@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_nothing_asked_nothing_given() -> None:
 def test_a_zone_and_a_file(tmp_path: Path) -> None:
     assert factors_from_environment({"TALLYSTICK_FACTORS": "FRA"}) == factor_set_for("FRA")
     path = tmp_path / "site.json"
-    path.write_bytes(encode_canonical(factor_set_for("SWE")).replace(b",", b",\n  "))
+    path.write_text(json.dumps(json.loads(encode_canonical(factor_set_for("SWE"))), indent=2))
     assert factors_from_environment({"TALLYSTICK_FACTORS": str(path)}) == factor_set_for("SWE")
 
 
