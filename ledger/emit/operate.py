@@ -96,6 +96,7 @@ def flush_spool(
     deadline = time.monotonic() + timeout_s
     total = len(spool.waiting())
     sent = failures = 0
+    problem: str | None = None
     if progress is not None:
         sender.on_delivery(lambda _: progress(total - len(spool.waiting()) + 1, total))
     while True:
@@ -103,9 +104,10 @@ def flush_spool(
         sent += done.sent
         if progress is not None:
             progress(total - done.waiting, total)
+        problem = done.reason or (None if done.sent else problem)
         left_s = deadline - time.monotonic()
         if not done.waiting or done.blocked or left_s <= 0:
-            return Flushed(sent, done.waiting, done.reason, done.blocked)
+            return Flushed(sent, done.waiting, problem if done.waiting else None, done.blocked)
         failures = 0 if done.reason is None or done.sent else failures + 1
         pause_s = done.after_s if done.after_s is not None else backoff_s(failures)
         time.sleep(min(left_s, _SHARED_S if done.reason is None else pause_s))

@@ -212,7 +212,7 @@ class Sender:
                     return Pass(0, len(self._spool.waiting()))
                 for seq, kept in self._work():
                     if stop():
-                        break
+                        return Pass(sent, self._count_waiting())
                     outcome = self._send(seq, kept=kept)
                     if isinstance(outcome, Delivery):
                         sent += 1

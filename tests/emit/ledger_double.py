@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -43,6 +45,7 @@ class LedgerDouble:
         self.api_key = api_key
         self.log_key = generate_key()
         self.keys: dict[str, PublicKey] = {}
+        self.revoked: set[bytes] = set()
         self.open_to_all = True
         self.fault: Fault = lambda number, path: None
         self.requests = 0
@@ -117,7 +120,9 @@ class LedgerDouble:
             status, receipt = self.register(request, body)
         except TallystickError as error:
             status = 409 if isinstance(error, RefusedError) else 422
-            status = {"unknown-issuer": 403, "wrong-key": 401, "not-found": 404}.get(error.code, status)
+            status = {"unknown-issuer": 403, "revoked-key": 403, "wrong-key": 401, "not-found": 404}.get(
+                error.code, status
+            )
             self.answer(request, status, problem(status, error.code, error.what), {})
             return
         if fault == "cut-after":
@@ -155,6 +160,8 @@ class LedgerDouble:
     def register(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         if request.headers.get("Authorization") != f"Bearer {self.api_key}":
             raise InvalidError("wrong API key", code="wrong-key")
+        if request.command == "GET" and request.path.endswith("/keys"):
+            return 200, self.describe(unquote(request.path.split("/")[2]))
         if request.command == "GET":
             leaf = bytes.fromhex(request.path.rpartition("/")[2])
             with self.lock:
@@ -176,12 +183,26 @@ class LedgerDouble:
         with self.lock:
             return self.log(statement, records)
 
+    def describe(self, issuer: str) -> bytes:
+        with self.lock:
+            if issuer not in self.keys and not self.open_to_all:
+                raise InvalidError("no such issuer", code="not-found")
+            head = self.heads.get(issuer, ChainHead())
+            found: dict[str, Any] = {"issuer": issuer, "next_seq": head.next_seq}
+            if head.last_leaf is not None:
+                found["last_leaf"] = head.last_leaf.hex()
+            key = self.keys.get(issuer)
+            found["keys"] = [] if key is None else [{"kid": key.kid.hex(), "added_leaf": 1}]
+            return msgspec.json.encode(found)
+
     def log(self, statement: SignedStatement, records: bytes | None) -> tuple[int, bytes]:
         leaf = statement.leaf_hash
         if leaf in self.receipts:
             return 200, self.receipts[leaf]
         if statement.issuer not in self.keys and not self.open_to_all:
             raise RefusedError("unknown issuer", code="unknown-issuer")
+        if statement.kid in self.revoked:
+            raise RefusedError("the key is revoked", code="revoked-key")
         if statement.issuer in self.keys:
             verify_statement(statement, self.keys[statement.issuer])
         head = next_head(self.heads.get(statement.issuer, ChainHead()), statement)
