@@ -17,6 +17,7 @@ from cli import (
     issuers,
     keys,
     migrate,
+    proxy,
     query,
     receipts,
     records,
@@ -77,6 +78,7 @@ def version(json: Json = False) -> None:
 command(app, *init.EXAMPLES)(init.init)
 command(app, *serve.EXAMPLES)(serve.serve)
 command(app, *migrate.EXAMPLES)(migrate.migrate)
+command(app, *proxy.EXAMPLES)(proxy.proxy)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")

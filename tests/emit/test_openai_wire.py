@@ -172,8 +172,8 @@ def test_what_contradicts_the_counts_is_left_out():
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def stream_of(*chunks):
-    answer = Answer()
+def stream_of(*chunks, each=1):
+    answer = Answer(each)
     for chunk in chunks:
         answer.feed(chunk, streamed=True)
     return answer
@@ -241,14 +241,14 @@ def test_vllm_shows_ids_and_an_abort_is_counted_by_them():
     )
     assert answer.counts() == Usage(input_tokens=3, output_tokens=3)
     assert answer.output_ids(3) == [5, 6, 7]
-    assert answer.prompt_ids(1) == [1, 2, 3]
+    assert answer.prompt_ids() == [1, 2, 3]
     assert answer.finish_reason is None
     assert answer.has_output
 
 
 def test_vllm_completions_show_each_prompts_ids():
     rows = [(0, [1, 2]), (1, [1, 2]), (2, [3]), (3, [3])]
-    answer = Answer()
+    answer = Answer(choices_each=2)
     answer.feed(
         {
             "choices": [
@@ -264,7 +264,7 @@ def test_vllm_completions_show_each_prompts_ids():
             "usage": {"prompt_tokens": 3, "completion_tokens": 4},
         }
     )
-    assert answer.prompt_ids(2) == [1, 2, 3]
+    assert answer.prompt_ids() == [1, 2, 3]
     assert answer.output_ids(4) == [9] * 4
     assert answer.finish_reason == "length"
 
@@ -275,16 +275,16 @@ def test_continuous_usage_is_of_each_choice_until_the_last_chunk_tells_all():
         return {"choices": [delta(index, content="x")], "usage": usage}
 
     chunks = [chunk(0, 1), chunk(1, 1), chunk(0, 2)]
-    assert stream_of(*chunks).counts() == Usage(input_tokens=4, output_tokens=3)
+    assert stream_of(*chunks, each=2).counts() == Usage(input_tokens=4, output_tokens=3)
     end = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 5}}
-    assert stream_of(*chunks, end).counts() == Usage(input_tokens=4, output_tokens=5)
+    assert stream_of(*chunks, end, each=2).counts() == Usage(input_tokens=4, output_tokens=5)
 
 
 def test_llama_server_tells_the_usage_of_each_choice():
     timings = {"cache_n": 30, "prompt_n": 1, "predicted_n": 3}
     usage = {"prompt_tokens": 31, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 30}}
     end = {"choices": [], "usage": usage, "timings": timings}
-    answer = stream_of({"choices": [delta(0, "stop")]}, end, {"choices": [delta(1, "stop")]}, end)
+    answer = stream_of({"choices": [delta(0, "stop")]}, end, {"choices": [delta(1, "stop")]}, end, each=2)
     assert answer.counts() == Usage(input_tokens=31, output_tokens=6, cached_input_tokens=30)
 
 

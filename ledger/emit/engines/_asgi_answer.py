@@ -9,7 +9,7 @@ import msgspec
 
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._exchange import Exchange
-from ledger.emit.engines._openai import read_json
+from ledger.emit.engines._openai import Body, read_answer, read_json
 from ledger.emit.engines._sse import Events
 from ledger.emit.engines._wire import Added, hide
 
@@ -87,6 +87,7 @@ class Passage:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         known = {name.lower(): value for name, value in headers}
         kind = known.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self._exchange.see_headers(known)
         if message["status"] >= _FIRST_ERROR:
             self._exchange.refuse()
         elif known.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -134,16 +135,25 @@ class Passage:
     def _read_whole(self) -> bytes | None:
         """Read the answer; return it anew if something was taken out."""
         try:
-            body = read_json(self._kept)
+            body = read_answer(self._kept)
             if body is None:
                 self._exchange.answer.whole = False
                 return None
             self._exchange.feed(body, streamed=False)
-            shown = hide(body, self._added, streamed=False) if self._added else body
-            return None if shown is body or shown is None else msgspec.json.encode(shown)
+            return self._rewritten(body) if self._added else None
         except Exception as error:
             self._complaints.say("an answer could not be read", error)
             return None
+
+    def _rewritten(self, body: Body) -> bytes | None:
+        if "items" not in body:
+            shown = hide(body, self._added, streamed=False)
+            return None if shown is body else msgspec.json.encode(shown)
+        items = [
+            hide(each, self._added, streamed=False) if isinstance(each, dict) else each
+            for each in body["items"]
+        ]
+        return msgspec.json.encode(items)
 
     async def _pass_held(self, data: bytes, more: bool) -> None:
         """Hold a whole answer back, since something must be taken out of it."""

@@ -98,7 +98,7 @@ class Exchange:
         deployments: Mapping[str, Deployment],
     ) -> None:
         self.open = True
-        self.answer = Answer()
+        self.answer = Answer(1 if request is None else request.choices)
         self._recorder = recorder
         self._wire = wire
         self._request = request
@@ -109,6 +109,11 @@ class Exchange:
         self._started_us = now_us()
         ids = None if request is None else request.input_ids
         self.record_id = recorder.begin(input_tokens=None if ids is None else len(ids))
+
+    def see_headers(self, headers: Mapping[bytes, bytes]) -> None:
+        """Take in the headers of the answer, by names in lower case."""
+        if self._wire.headers is not None:
+            self._wire.headers(self.answer, headers)
 
     def feed(self, body: Mapping[str, Any], *, streamed: bool) -> None:
         """Take in the whole answer, or a chunk of it."""
@@ -151,7 +156,7 @@ class Exchange:
         usage = counts or self._estimate()
         input_ids: Sequence[int] | None = None if request is None else request.input_ids
         if input_ids is None:
-            input_ids = answer.prompt_ids(1 if request is None else request.choices)
+            input_ids = answer.prompt_ids()
         if input_ids is not None and len(input_ids) != usage.input_tokens:
             input_ids = None
         output_ids = answer.output_ids(usage.output_tokens)
@@ -174,12 +179,14 @@ class Exchange:
         )
 
     def _estimate(self) -> Usage:
-        ids = None if self._request is None else self._request.input_ids
-        said = None if self._request is None else self._request.input_text
-        shown = self.answer.output_text() or ""
+        request, answer = self._request, self.answer
+        ids = answer.prompt_ids() if request is None or request.input_ids is None else request.input_ids
+        said = None if request is None else request.input_text
+        outputs = answer.shown_ids
+        if outputs is None:
+            outputs = answer.parts if self._streamed else _tokens_in(answer.output_text() or "")
         return Usage(
-            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""),
-            output_tokens=self.answer.parts if self._streamed else _tokens_in(shown),
+            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""), output_tokens=outputs
         )
 
 

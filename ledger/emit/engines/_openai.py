@@ -35,6 +35,7 @@ __all__ = [
     "kind_of",
     "mapping",
     "prompt_text",
+    "read_answer",
     "read_json",
     "read_request",
     "text_or_none",
@@ -81,6 +82,15 @@ def read_json(data: bytes | bytearray | memoryview) -> Body | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_answer(data: bytes | bytearray | memoryview) -> Body | None:
+    """The JSON object that ``data`` holds, or a list of some as the field ``items`` of one; else None."""
+    try:
+        value = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return {"items": value} if isinstance(value, list) else value if isinstance(value, dict) else None
 
 
 # --- requests --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -25,7 +25,9 @@ from ledger.emit.engines._openai import (
     usage_of,
 )
 
-__all__ = ["Answer", "Choice"]
+__all__ = ["Answer", "Choice", "timed_usage"]
+
+_T = TypeVar("_T")
 
 MAX_TEXT_CHARS = 32 << 20
 """Text of one answer that is kept to be committed to; of a longer one there is no commitment."""
@@ -48,6 +50,9 @@ class Choice:
 class Answer:
     """What the answer to one request has shown so far. Owned by whoever reads that answer.
 
+    Args:
+        choices_each: how many choices each prompt of the request has.
+
     Attributes:
         choices: by index.
         usage: as the server reported it last, for all choices together.
@@ -57,7 +62,7 @@ class Answer:
         whole: nothing was left out for being too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, choices_each: int = 1) -> None:
         self.choices: dict[int, Choice] = {}
         self.usage: Usage | None = None
         self.request_id: str | None = None
@@ -66,6 +71,7 @@ class Answer:
         self.whole = True
         self._prompt_ids: list[int] | None = None
         self._chars = self._count = 0
+        self._each = max(1, choices_each)
         self._so_far: dict[int, Usage] = {}
 
     # --- taking in -----------------------------------------------------------------------------------
@@ -142,6 +148,13 @@ class Answer:
         for choice in self.choices.values():
             choice.text.clear()
 
+    def forget(self, choice: Choice) -> None:
+        """Drop text and ids of one choice: what comes next repeats them."""
+        self._chars -= sum(len(part) for part in choice.text)
+        self._count -= len(choice.ids)
+        choice.text.clear()
+        choice.ids.clear()
+
     def add_ids(self, choice: Choice, ids: Any) -> None:
         """Append to a choice's token ids."""
         if not are_ids(ids):
@@ -159,15 +172,18 @@ class Answer:
             usage = _with_drafts(usage, timings)
         if streamed and len(choices) == 1:
             # So far, of this choice: vLLM's ``continuous_usage_stats``, llama.cpp's ``timings_per_token``.
-            so_far = usage or _timed_usage(timings)
-            if so_far is not None and len(self._so_far) < MAX_CHOICES:
-                self._so_far[_index_of(choices[0], 0)] = so_far
+            self.count(_index_of(choices[0], 0), usage or timed_usage(timings))
         elif usage is not None and streamed and timings and self.usage is not None:
             # With several choices, llama.cpp ends a stream with the usage of each: together they are the
             # usage of all, the prompt counted once. Others send one such chunk, with the usage of all.
-            self.usage = _sum_of([self.usage, usage])
+            self.usage = _sum_of(dict(enumerate((self.usage, usage))), 2)
         elif usage is not None:
             self.usage = usage
+
+    def count(self, index: int, usage: Usage | None) -> None:
+        """Take what the server told of one choice alone, its prompt included."""
+        if usage is not None and len(self._so_far) < MAX_CHOICES:
+            self._so_far[index] = usage
 
     # --- telling -------------------------------------------------------------------------------------
 
@@ -190,29 +206,30 @@ class Answer:
         if self.usage is not None:
             return self.usage
         if self._so_far:
-            return _sum_of([self._so_far[index] for index in sorted(self._so_far)])
-        prompt = self.prompt_ids(1)
-        shown = all(choice.ids or not choice.parts for choice in self.choices.values())
-        if prompt is None or not self.whole or not shown:
+            return _sum_of(self._so_far, self._each)
+        prompt, outputs = self.prompt_ids(), self.shown_ids
+        if prompt is None or outputs is None:
             return None
-        outputs = sum(len(choice.ids) for choice in self.choices.values())
         return Usage(input_tokens=len(prompt), output_tokens=outputs)
+
+    @property
+    def shown_ids(self) -> int | None:
+        """How many token ids were shown; None if those of some text were not."""
+        chosen = self.choices.values()
+        if not self.whole or not all(choice.ids or not choice.parts for choice in chosen):
+            return None
+        return sum(len(choice.ids) for choice in chosen)
 
     @property
     def parts(self) -> int:
         """Chunks with text, of all choices."""
         return sum(choice.parts for choice in self.choices.values())
 
-    def prompt_ids(self, choices_each: int) -> list[int] | None:
-        """Ids of the prompt, or of several one after another; None where they were not shown.
-
-        Args:
-            choices_each: how many choices each prompt has.
-        """
+    def prompt_ids(self) -> list[int] | None:
+        """Ids of the prompt, or of several one after another; None where they were not shown."""
         if self._prompt_ids is not None:
             return self._prompt_ids
-        firsts = [self.choices[index] for index in sorted(self.choices)][:: max(1, choices_each)]
-        rows = [choice.prompt_ids for choice in firsts]
+        rows = [choice.prompt_ids for choice in _first_of_each(self.choices, self._each)]
         return None if not rows or None in rows else [each for row in rows for each in row or ()]
 
     def output_ids(self, output_tokens: int) -> list[int] | None:
@@ -235,7 +252,7 @@ def _index_of(choice: Mapping[str, Any], place: int) -> int:
     return index if type(index) is int else place
 
 
-def _timed_usage(timings: Mapping[str, Any]) -> Usage | None:
+def timed_usage(timings: Mapping[str, Any]) -> Usage | None:
     """llama.cpp: ``prompt_n`` tokens were computed, ``cache_n`` more came from the cache."""
     computed, cached, outputs = (timings.get(name) for name in ("prompt_n", "cache_n", "predicted_n"))
     if not is_count(computed) or not is_count(outputs) or not (computed or outputs):
@@ -252,18 +269,28 @@ def _with_drafts(usage: Usage, timings: Mapping[str, Any]) -> Usage:
     return msgspec.structs.replace(usage, drafted_tokens=drafted, accepted_tokens=accepted)
 
 
-def _sum_of(usages: list[Usage]) -> Usage:
-    """Usage of choices that share a prompt: its tokens count once."""
+def _first_of_each(rows: Mapping[int, _T], each: int) -> list[_T]:
+    """Of every ``each`` choices, which share a prompt, the first that is known."""
+    firsts: dict[int, _T] = {}
+    for index in sorted(rows):
+        firsts.setdefault(index // each, rows[index])
+    return list(firsts.values())
 
-    def total(name: str) -> int | UnsetType:
-        values = [getattr(usage, name) for usage in usages]
+
+def _sum_of(usages: Mapping[int, Usage], each: int) -> Usage:
+    """Usage of choices by index, of which every ``each`` share a prompt: its tokens count once."""
+    prompts = _first_of_each(usages, each)
+    outputs = list(usages.values())
+
+    def total(name: str, of: list[Usage]) -> int | UnsetType:
+        values = [getattr(usage, name) for usage in of]
         return UNSET if any(value is UNSET for value in values) else sum(values)
 
-    first = usages[0]
-    return msgspec.structs.replace(
-        first,
-        output_tokens=sum(usage.output_tokens for usage in usages),
-        reasoning_tokens=total("reasoning_tokens"),
-        drafted_tokens=total("drafted_tokens"),
-        accepted_tokens=total("accepted_tokens"),
+    return Usage(
+        input_tokens=sum(usage.input_tokens for usage in prompts),
+        output_tokens=sum(usage.output_tokens for usage in outputs),
+        cached_input_tokens=total("cached_input_tokens", prompts),
+        reasoning_tokens=total("reasoning_tokens", outputs),
+        drafted_tokens=total("drafted_tokens", outputs),
+        accepted_tokens=total("accepted_tokens", outputs),
     )

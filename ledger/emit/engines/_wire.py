@@ -16,23 +16,30 @@ Pure. The client's own bytes stay as they are: additions are put in front of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
-from ledger.emit.engines._openai import Body, Kind, Request, kind_of, mapping, read_request
+from ledger.emit.engines._openai import Body, Kind, Request, mapping, read_request
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._openai_responses import feed_response
 
-__all__ = ["ENGINES", "Added", "Feed", "Wire", "ask", "hide", "wire_of"]
+__all__ = ["ENGINES", "OPENAI", "Added", "Asking", "Feed", "Wire", "hide", "with_additions"]
 
 
 class Feed(Protocol):
     """Takes a whole answer, or a chunk of a stream, into an ``Answer``."""
 
     def __call__(self, answer: Answer, body: Mapping[str, Any], /, *, streamed: bool = False) -> None: ...
+
+
+class Ask(Protocol):
+    """Tells what to add to a request, and what comes of that."""
+
+    def __call__(self, body: Body, asking: Asking, /) -> tuple[Body, Added]: ...
 
 
 class ReadRequest(Protocol):
@@ -90,39 +97,18 @@ ENGINES = tuple(sorted(_EXTRAS))
 
 
 @dataclass(frozen=True)
-class Wire:
-    """How one kind of request, and its answer, are read.
+class Asking:
+    """How a server is asked for more.
 
     Attributes:
-        kind: by OpenAI's names; others have none.
-        read: the request's body.
-        feed: takes the answer.
-        ask: whether the server is asked for more.
+        engine: what answers; None if that is not known.
+        usage: ask for the usage of streams.
+        ids: ask for token ids and counts, where the engine can show them.
     """
 
-    read: ReadRequest
-    feed: Feed
-    kind: Kind | None = None
-
-
-def _reader(kind: Kind) -> ReadRequest:
-    return lambda body: read_request(kind, body)
-
-
-_WIRES: dict[Kind, Wire] = {
-    "chat": Wire(_reader("chat"), Answer.feed, "chat"),
-    "completions": Wire(_reader("completions"), Answer.feed, "completions"),
-    "responses": Wire(_reader("responses"), feed_response, "responses"),
-}
-
-
-def wire_of(path: str) -> Wire | None:
-    """How a POST to ``path`` is read; None for what generates nothing."""
-    kind = kind_of(path)
-    return None if kind is None else _WIRES[kind]
-
-
-# --- asking ----------------------------------------------------------------------------------------------
+    engine: str | None = None
+    usage: bool = True
+    ids: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,63 +120,79 @@ class Added:
         fields: of the answer or chunk; ``a.b`` is the field b within a.
         of_choices: of each choice.
         continuous: the usage of chunks that have choices.
+        nulls: fields that a chunk has either way, without a value.
     """
 
     usage: bool = False
     fields: frozenset[str] = frozenset()
     of_choices: frozenset[str] = frozenset()
     continuous: bool = False
+    nulls: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return self.usage or self.continuous or bool(self.fields) or bool(self.of_choices)
 
 
-def ask(
-    kind: Kind | None, engine: str | None, data: bytes, body: Body, *, usage: bool = True, ids: bool = True
-) -> tuple[bytes, Added]:
-    """Return the request's bytes with what makes the answer tell more, and what was added.
+@dataclass(frozen=True)
+class Wire:
+    """How one kind of request, and its answer, are read.
 
-    Args:
-        kind: of the request.
-        engine: what answers; None if that is not known.
-        data: the request's bytes,
-        body: and what they hold.
-        usage: ask for the usage of streams.
-        ids: ask for token ids and counts, where the engine can show them.
+    Attributes:
+        read: the request's body.
+        feed: takes the answer. An answer that is a list has its items in the field ``items``.
+        ask: what makes the answer tell more.
+        headers: takes the headers of the answer, where they tell something.
     """
+
+    read: ReadRequest
+    feed: Feed
+    ask: Ask
+    headers: Callable[[Answer, Mapping[bytes, bytes]], None] | None = None
+
+
+# --- asking ----------------------------------------------------------------------------------------------
+
+
+def _ask(kind: Kind, body: Body, asking: Asking) -> tuple[Body, Added]:
     streamed = body.get("stream") is True
     more: Body = {}
     fields: set[str] = set()
     of_choices: set[str] = set()
     options, wanted = body.get("stream_options"), {}
-    if (
-        streamed
-        and usage
-        and kind in ("chat", "completions")
-        and (options is None or isinstance(options, dict))
-    ):
+    if streamed and asking.usage and kind != "responses" and (options is None or isinstance(options, dict)):
         wanted["include_usage"] = True
-        if ids and engine in _CONTINUOUS_USAGE:
+        if asking.ids and asking.engine in _CONTINUOUS_USAGE:
             wanted[_CONTINUOUS] = True
         wanted = {name: value for name, value in wanted.items() if mapping(options).get(name) is not value}
         if wanted:
             more["stream_options"] = {**(options or {}), **wanted}
-    for extra in _EXTRAS.get(engine or "", ()) if ids else ():
+    for extra in _EXTRAS.get(asking.engine or "", ()) if asking.ids else ():
         name, value = extra.asks
         if extra.kind == kind and (streamed or not extra.streamed) and body.get(name) is not value:
             more[name] = value
             fields.update(extra.hides)
             of_choices.update(extra.hides_of_choices)
-    added = Added(
+    return more, Added(
         usage="include_usage" in wanted,
         fields=frozenset(fields),
         of_choices=frozenset(of_choices),
         continuous=_CONTINUOUS in wanted,
     )
-    return _with(data, body, more), added
 
 
-def _with(data: bytes, body: Body, more: Body) -> bytes:
+def _wire(kind: Kind, feed: Feed) -> Wire:
+    return Wire(partial(read_request, kind), feed, partial(_ask, kind))
+
+
+OPENAI: dict[Kind, Wire] = {
+    "chat": _wire("chat", Answer.feed),
+    "completions": _wire("completions", Answer.feed),
+    "responses": _wire("responses", feed_response),
+}
+
+
+def with_additions(data: bytes, body: Body, more: Body) -> bytes:
+    """The bytes of a request with additions; ``body`` is what they hold."""
     if not more:
         return data
     if any(name in body for name in more):
@@ -215,6 +217,8 @@ def hide(body: Body, added: Added, *, streamed: bool) -> Body | None:
             left = _without(body, added.fields)
             return left if left.get("sglext") else None
     shown = _without(body, _fields_of(body, added, streamed))
+    if streamed and added.nulls and shown is not body:
+        shown = {**shown, **dict.fromkeys(added.nulls & body.keys())}
     if added.of_choices and isinstance(choices, list):
         kept = [_without(each, added.of_choices) if isinstance(each, dict) else each for each in choices]
         if any(one is not other for one, other in zip(kept, choices, strict=True)):

@@ -16,6 +16,7 @@ Whatever goes wrong in recording is logged, and serving goes on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
@@ -24,8 +25,9 @@ from ledger.core.records import Deployment
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._asgi_answer import Passage
 from ledger.emit.engines._exchange import Call, Exchange, Recording
-from ledger.emit.engines._openai import Body, read_json
-from ledger.emit.engines._wire import Added, Wire, ask, wire_of
+from ledger.emit.engines._openai import read_json
+from ledger.emit.engines._routes import wire_of
+from ledger.emit.engines._wire import Added, Asking, Wire, with_additions
 
 __all__ = ["RecordingMiddleware"]
 
@@ -76,13 +78,11 @@ class RecordingMiddleware:
     ) -> None:
         self.app = app
         self._given = self._recorder = recorder
-        self._engine = engine
         self._deployments = deployments or {}
         environment = os.environ
         self._tenant = _header_name(tenant_header or environment.get("TALLYSTICK_TENANT_HEADER"))
         self._parent = _header_name(parent_header or environment.get("TALLYSTICK_PARENT_HEADER"))
-        self._ask_usage = ask_usage
-        self._ask_ids = ask_ids
+        self._asking = Asking(engine, ask_usage, ask_ids)
         self._max = max_body_bytes
         self._hopeless = False
         self._complaints = Complaints("recording")
@@ -91,7 +91,7 @@ class RecordingMiddleware:
         """Serve one connection."""
         wire = None
         if scope["type"] == "http" and scope["method"] == "POST":
-            wire = wire_of(scope["path"])
+            wire = wire_of(scope["path"], self._asking.engine)
         elif scope["type"] == "lifespan" and self._given is None:
             await self._live(scope, receive, send)
             return
@@ -116,7 +116,8 @@ class RecordingMiddleware:
             body = None if data is None else read_json(data)
             if body is not None and data is not None:
                 request = wire.read(body)
-                data, added = self._asked(wire, data, body)
+                more, added = wire.ask(body, self._asking)
+                data = with_additions(data, body, more)
                 messages = [{"type": "http.request", "body": data, "more_body": False}]
             exchange = Exchange(recorder, wire, request, self._call_of(headers), self._deployments)
         except Exception as error:
@@ -144,9 +145,6 @@ class RecordingMiddleware:
         finally:
             passage.close()
 
-    def _asked(self, wire: Wire, data: bytes, body: Body) -> tuple[bytes, Added]:
-        return ask(wire.kind, self._engine, data, body, usage=self._ask_usage, ids=self._ask_ids)
-
     def _call_of(self, headers: Mapping[bytes, bytes]) -> Call:
         def value(name: bytes | None) -> str | None:
             found = None if name is None else headers.get(name)
@@ -169,7 +167,9 @@ class RecordingMiddleware:
                 self._hopeless = True
                 self._complaints.say("there is no recorder, so nothing is recorded", error)
                 return None
-            self._engine = self._engine or known.default.engine
+            self._asking = dataclasses.replace(
+                self._asking, engine=self._asking.engine or known.default.engine
+            )
             self._deployments = self._deployments or known.models
         return self._recorder
 

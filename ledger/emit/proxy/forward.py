@@ -136,8 +136,8 @@ class Forwarder:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             limits = self._limits
-            # Without TLS, a connection for each request: it costs a tenth of a millisecond, and no request meets
-            # a connection that the server closes at that moment: it must not be repeated (RFC 9110, 9.2.2).
+            # Without TLS, a connection for each request: it costs a tenth of a millisecond, and no request
+            # meets a connection that the server is closing: it must not be repeated (RFC 9110, 9.2.2).
             connector = aiohttp.TCPConnector(
                 limit=0, force_close=self._tls is None, ssl=True if self._tls is None else self._tls
             )
