@@ -1,0 +1,592 @@
+"""The middleware in front of small apps that do what servers do, well and badly, under a real ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+
+import pytest
+import urllib3
+
+from ledger.core.records import Deployment, Usage
+from ledger.emit.engines import asgi
+from ledger.emit.engines._exchange import USAGE_ESTIMATED
+from ledger.emit.engines._sse import Events
+from ledger.emit.engines.asgi import RecordingMiddleware
+from tests.emit.wire import Captured, eventually, serving
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+JSON = [(b"content-type", b"application/json")]
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def chunk(reason=None, usage=None, **delta):
+    body = {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+    return b"data: " + json.dumps(body | ({} if usage is None else {"usage": usage})).encode() + b"\n\n"
+
+
+END = b"data: " + json.dumps({"id": "x", "choices": [], "usage": USAGE}).encode() + b"\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+async def read(receive):
+    data = b""
+    while True:
+        message = await receive()
+        data += message.get("body", b"")
+        if not message.get("more_body"):
+            return data
+
+
+class App:
+    """Answers every request with the same parts; keeps what it was asked."""
+
+    def __init__(self, *parts, headers=JSON, status=200, pause_s=0.0):
+        self.parts, self.headers, self.status, self.pause_s = parts, headers, status, pause_s
+        self.bodies, self.heads = [], []
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        self.heads.append(dict(scope["headers"]))
+        self.bodies.append(await read(receive))
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        for part in self.parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(self.pause_s)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@pytest.fixture
+def records():
+    return Captured()
+
+
+def call(app, records, body=CHAT, *, path="/v1/chat/completions", headers=(), options=None, data=None):
+    with serving(RecordingMiddleware(app, records, **(options or {})), lifespan="off") as url:
+        answer = urllib3.request(
+            "POST",
+            url + path,
+            body=json.dumps(body).encode() if data is None else data,
+            headers={"content-type": "application/json", **dict(headers)},
+            decode_content=False,
+            retries=False,
+        )
+        records.settle()
+    return answer
+
+
+# --- whole answers ---------------------------------------------------------------------------------------
+
+
+def test_a_whole_answer_passes_as_it_is_and_is_recorded(records):
+    data = json.dumps(ANSWER, indent=3).encode()
+    app = App(data[:40], data[40:], headers=[*JSON, (b"content-length", str(len(data)).encode())])
+    answer = call(app, records)
+    assert answer.data == data
+    assert answer.headers["content-length"] == str(len(data))
+    record = records.the_record()
+    assert answer.headers["x-tallystick-record"] == record["id"]
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["input_text"], record["output_text"]) == (
+        '{"messages":[{"content":"Hi","role":"user"}]}',
+        "Hello",
+    )
+    assert (record["finish_reason"], record["request_id"], record["quality"]) == ("stop", "chatcmpl-1", None)
+    assert record["started_us"] <= record["ended_us"]
+    assert record["first_token_us"] is None
+    assert app.bodies == [json.dumps(CHAT).encode()]  # nothing to ask for
+
+
+def test_what_was_asked_for_is_taken_out_again(records):
+    shown = ANSWER | {"prompt_token_ids": [1, 2, 3]}
+    shown["choices"] = [shown["choices"][0] | {"token_ids": [8, 9]}]
+    app = App(json.dumps(shown).encode())
+    answer = call(app, records, options={"engine": "vllm"})
+    assert json.loads(answer.data) == ANSWER
+    assert answer.headers["content-length"] == str(len(answer.data))
+    assert json.loads(app.bodies[0]) == CHAT | {"return_token_ids": True}
+    assert app.heads[0][b"content-length"] == str(len(app.bodies[0])).encode()
+    record = records.the_record()
+    assert (record["input_ids"], record["output_ids"]) == ([1, 2, 3], [8, 9])
+    assert (record["input_text"], record["output_text"]) == (None, None)
+
+
+def test_what_the_client_asked_for_stays(records):
+    shown = ANSWER | {"prompt_token_ids": [1, 2, 3]}
+    answer = call(
+        App(json.dumps(shown).encode()),
+        records,
+        CHAT | {"return_token_ids": True},
+        options={"engine": "vllm"},
+    )
+    assert json.loads(answer.data) == shown
+    assert records.the_record()["input_ids"] == [1, 2, 3]
+
+
+def test_ids_are_not_asked_for_where_that_is_switched_off(records):
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, options={"engine": "vllm", "ask_ids": False})
+    assert json.loads(app.bodies[0]) == CHAT
+
+
+def test_the_clients_own_bytes_stay_in_the_request(records):
+    data = b' {"model":"m", "seed": 12345678901234567890123, "x": 1.10, "messages": [], "stream": true}'
+    app = App(END, DONE, headers=EVENTS)
+    call(app, records, data=data)
+    assert app.bodies[0] == b'{"stream_options":{"include_usage":true},' + data.lstrip()[1:]
+
+
+# --- streams ---------------------------------------------------------------------------------------------
+
+
+STREAM = CHAT | {"stream": True}
+
+
+def test_a_stream_is_made_to_tell_its_usage_which_the_client_does_not_see(records):
+    app = App(
+        chunk(content="He"),
+        chunk(content="llo") + chunk("stop")[:20],
+        chunk("stop")[20:] + END,
+        DONE,
+        headers=EVENTS,
+    )
+    answer = call(app, records, STREAM)
+    assert answer.data == chunk(content="He") + chunk(content="llo") + chunk("stop") + DONE
+    assert json.loads(app.bodies[0])["stream_options"] == {"include_usage": True}
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["output_text"], record["finish_reason"]) == ("Hello", "stop")
+    assert record["started_us"] <= record["first_token_us"] <= record["ended_us"]
+
+
+def test_a_client_that_asks_for_usage_gets_all_bytes(records):
+    parts = (b": ping\r\n\r\n", chunk(content="Hello"), chunk("stop"), END, DONE)
+    answer = call(App(*parts, headers=EVENTS), records, STREAM | {"stream_options": {"include_usage": True}})
+    assert answer.data == b"".join(parts)
+    assert records.the_record()["usage"] == Usage(input_tokens=3, output_tokens=2)
+
+
+@pytest.mark.parametrize("given", [{"include_usage": False}, {"include_usage": None, "other": 1}])
+def test_options_of_the_client_are_kept(records, given):
+    app = App(END, DONE, headers=EVENTS)
+    answer = call(app, records, STREAM | {"stream_options": given})
+    assert json.loads(app.bodies[0])["stream_options"] == given | {"include_usage": True}
+    assert answer.data == DONE
+
+
+def test_usage_is_not_asked_for_where_that_is_switched_off(records):
+    app = App(chunk(content="a"), chunk("stop", content="b"), DONE, headers=EVENTS)
+    call(app, records, STREAM, options={"ask_usage": False})
+    assert json.loads(app.bodies[0]) == STREAM
+    record = records.the_record()
+    assert record["quality"] == USAGE_ESTIMATED
+    assert record["usage"].output_tokens == 2
+
+
+def test_null_usage_on_each_chunk_is_not_shown(records):
+    """As OpenAI sends it, to a client that asked."""
+    null = chunk(content="a").replace(b'"choices"', b'"usage": null, "choices"')
+    answer = call(App(null, chunk("stop"), END, DONE, headers=EVENTS), records, STREAM)
+    assert b"usage" not in answer.data
+    assert json.loads(answer.data.split(b"\n\n")[0][6:])["choices"][0]["delta"] == {"content": "a"}
+
+
+def test_chunks_pass_at_once(records):
+    app = App(chunk(content="a"), chunk("stop"), END, DONE, headers=EVENTS, pause_s=0.4)
+    with serving(RecordingMiddleware(app, records), lifespan="off") as url:
+        answer = urllib3.request("POST", f"{url}/v1/chat/completions", json=STREAM, preload_content=False)
+        parts = answer.stream()
+        assert next(parts) == chunk(content="a")
+        assert records.records == []  # the rest is not even sent
+        assert b"".join(parts) == chunk("stop") + DONE
+    records.the_record()
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_cuts_do_not_matter(records, cut):
+    whole = chunk(content="Hel") + chunk(content="lo é€") + chunk("stop") + END + DONE
+    parts = [whole[i : i + cut] for i in range(0, len(whole), cut)]
+    answer = call(App(*parts, headers=EVENTS), records, STREAM)
+    assert answer.data == whole.replace(END, b"")
+    assert records.the_record()["output_text"] == "Hello é€"
+
+
+# --- ends ------------------------------------------------------------------------------------------------
+
+
+def go_away_after(url, body, size):
+    """Read so many bytes of a stream, and hang up."""
+    host, port = url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        seen = b""
+        while seen.count(b"data:") < size:
+            seen += client.recv(65536)
+    return seen
+
+
+class Endless:
+    """Streams a token every few milliseconds, until the client is gone, as Starlette's responses do."""
+
+    def __init__(self):
+        self.stopped = False
+        self.sent = 0
+
+    async def __call__(self, scope, receive, send):
+        await read(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+
+        async def stream():
+            while True:
+                self.sent += 1
+                part = chunk(content="a", usage={"prompt_tokens": 3, "completion_tokens": self.sent})
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await asyncio.sleep(0.005)
+
+        work = asyncio.ensure_future(stream())
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            work.cancel()
+            self.stopped = True
+
+
+def test_a_client_that_goes_away_is_an_abort_with_what_was_streamed(records):
+    app = Endless()
+    with serving(RecordingMiddleware(app, records), lifespan="off") as url:
+        go_away_after(url, STREAM, 5)
+        record = records.the_record()
+    assert app.stopped
+    assert record["finish_reason"] == "abort"
+    tokens = record["usage"].output_tokens
+    assert 5 <= tokens <= app.sent  # what was under way to the client counts too
+    assert record["output_text"] == "a" * tokens
+    assert record["quality"] is None  # each chunk told the counts
+
+
+def test_an_app_that_hears_of_the_client_by_sending(records):
+    """ASGI 2.4: ``send`` raises ``OSError``."""
+
+    async def app(scope, receive, send):
+        await read(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+        for _ in range(2):
+            await send({"type": "http.response.body", "body": chunk(content="a"), "more_body": True})
+
+    sent = []
+
+    async def run():
+        async def receive():
+            return {"type": "http.request", "body": json.dumps(STREAM).encode(), "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) == 3:
+                raise OSError("gone")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        await RecordingMiddleware(app, records)(scope, receive, send)
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(run())
+    record = records.the_record()
+    assert (record["finish_reason"], record["output_text"]) == ("abort", "aa")
+    assert record["quality"] == USAGE_ESTIMATED
+
+
+def test_a_client_that_goes_away_before_the_answer(records):
+    """What was generated is unknown: the record says that its counts are estimates."""
+
+    class Slow:
+        async def __call__(self, scope, receive, send):
+            await read(receive)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    with serving(RecordingMiddleware(Slow(), records), lifespan="off") as url:
+        with pytest.raises(urllib3.exceptions.TimeoutError):
+            urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT, timeout=0.2, retries=False)
+        record = records.the_record()
+    assert (record["finish_reason"], record["quality"]) == ("abort", USAGE_ESTIMATED)
+    assert record["usage"].output_tokens == 0
+
+
+def test_an_app_that_breaks_off_after_tokens_is_an_error(records):
+    class Broken(App):
+        async def __call__(self, scope, receive, send):
+            await read(receive)
+            await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            await send({"type": "http.response.body", "body": chunk(content="a"), "more_body": True})
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        call(Broken(), records, STREAM)
+    assert records.the_record()["finish_reason"] == "error"
+
+
+def test_an_error_within_a_stream(records):
+    error = b'data: {"error": {"message": "out of memory"}}\n\n'
+    answer = call(App(chunk(content="a"), error, DONE, headers=EVENTS), records, STREAM)
+    assert error in answer.data
+    assert records.the_record()["finish_reason"] == "error"
+
+
+def test_a_stream_that_ends_without_a_reason_is_an_error(records):
+    call(App(chunk(content="a"), headers=EVENTS), records, STREAM)
+    assert records.the_record()["finish_reason"] == "error"
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
+def test_what_is_refused_is_not_recorded(records, status):
+    error = json.dumps({"error": {"message": "no"}}).encode()
+    answer = call(App(error, status=status), records)
+    assert (answer.status, answer.data) == (status, error)
+    assert "x-tallystick-record" not in answer.headers
+    assert (records.records, records.abandoned) == ([], ["record-1"])
+
+
+def test_an_error_before_the_first_token_is_not_recorded(records):
+    call(App(b'data: {"error": {"message": "full"}}\n\n', DONE, headers=EVENTS), records, STREAM)
+    assert (records.records, records.abandoned) == ([], ["record-1"])
+
+
+# --- what passes unread ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/chat/completions"),
+        ("POST", "/tokenize"),
+    ],
+)
+def test_other_requests_are_none_of_its_business(records, method, path):
+    app = App(b"{}", headers=[*JSON, (b"x-kept", b"1")])
+    with serving(RecordingMiddleware(app, records), lifespan="off") as url:
+        answer = urllib3.request(method, url + path, headers={"accept-encoding": "br"})
+    assert (answer.data, answer.headers["x-kept"], records.begun) == (b"{}", "1", [])
+    assert app.heads[0][b"accept-encoding"] == b"br"
+
+
+def test_a_recorded_request_asks_for_no_compression(records):
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, headers={"accept-encoding": "gzip"})
+    assert b"accept-encoding" not in app.heads[0]
+
+
+def test_a_compressed_answer_passes_untouched(records, caplog):
+    data = gzip.compress(json.dumps(ANSWER).encode())
+    answer = call(App(data, headers=[*JSON, (b"content-encoding", b"gzip")]), records)
+    assert answer.data == data
+    assert "compressed" in caplog.text
+    assert records.abandoned == ["record-1"]
+
+
+def test_a_compressed_request_passes_untouched_and_its_answer_is_recorded(records):
+    data = gzip.compress(json.dumps(CHAT).encode())
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, data=data, headers={"content-encoding": "gzip"})
+    assert app.bodies == [data]
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["input_text"], record["output_text"]) == (None, "Hello")
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{", b"", b"\xff\xfe"])
+def test_a_request_that_is_no_json_passes_untouched(records, data):
+    app = App(b'{"error": {}}', status=400)
+    call(app, records, data=data)
+    assert app.bodies == [data]
+    assert records.abandoned == ["record-1"]
+
+
+def test_a_large_request_passes_unread(records):
+    body = CHAT | {"messages": [{"role": "user", "content": "x" * 300_000}]}
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, body, options={"engine": "vllm", "max_body_bytes": 100_000})
+    assert app.bodies == [json.dumps(body).encode()]
+    record = records.the_record()
+    assert (record["usage"].input_tokens, record["input_text"]) == (3, None)
+
+
+@pytest.mark.parametrize("engine", [None, "vllm"])
+def test_a_large_answer_passes_unread(records, engine, caplog):
+    long = ANSWER | {"padding": "x" * 200_000}
+    data = json.dumps(long).encode()
+    answer = call(
+        App(data[:150_000], data[150_000:]), records, options={"engine": engine, "max_body_bytes": 100_000}
+    )
+    assert answer.data == data
+    assert "too long" in caplog.text
+    assert records.abandoned == ["record-1"]
+
+
+def test_an_event_without_end_passes_unread(records, monkeypatch):
+    monkeypatch.setattr("ledger.emit.engines._asgi_answer.Events", lambda: Events(100))
+    parts = [chunk(content="a")[:-2] + b" " * 200, b"\n\n", END]
+    answer = call(App(*parts, headers=EVENTS), records, STREAM)
+    assert answer.data == b"".join(parts)
+    assert records.records == []
+
+
+def test_an_answer_that_is_neither_json_nor_events(records):
+    answer = call(App(b"hello", headers=[(b"content-type", b"text/plain")]), records)
+    assert answer.data == b"hello"
+    assert records.abandoned == ["record-1"]
+
+
+def test_websockets_pass(records):
+    scopes = []
+
+    async def app(scope, receive, send):
+        scopes.append(scope["type"])
+
+    asyncio.run(RecordingMiddleware(app, records)({"type": "websocket", "path": "/v1/realtime"}, None, None))
+    assert scopes == ["websocket"]
+
+
+# --- who asks --------------------------------------------------------------------------------------------
+
+
+def test_headers_tell_tenant_and_parent_only_where_that_is_configured(records):
+    headers = {"x-tenant": "acme", "x-parent": "p", "x-request-id": "r"}
+    answer = json.dumps({key: value for key, value in ANSWER.items() if key != "id"}).encode()
+    call(App(answer), records, headers=headers)
+    record = records.the_record()
+    assert (record["tenant"], record["parent"], record["request_id"]) == (None, None, "r")
+    records.clear()
+    call(
+        App(answer),
+        records,
+        headers=headers,
+        options={"tenant_header": "X-Tenant", "parent_header": "X-Parent"},
+    )
+    record = records.the_record()
+    assert (record["tenant"], record["parent"]) == ("acme", "p")
+
+
+def test_the_model_that_answers_names_the_deployment(records):
+    other = Deployment(model="m-lora", engine="vllm")
+    for name, deployment in (("m", None), ("m-lora", other), ("unheard-of", None)):
+        call(
+            App(json.dumps(ANSWER | {"model": name}).encode()),
+            records,
+            options={"deployments": {"m-lora": other}},
+        )
+        assert records.the_record()["deployment"] == deployment
+        records.clear()
+
+
+# --- trouble ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_recording_does_not_reach_the_client(records, monkeypatch, caplog):
+    def fail(**_):
+        raise RuntimeError("broken recorder")
+
+    monkeypatch.setattr(records, "record", fail)
+    answer = call(App(json.dumps(ANSWER).encode()), records=Forgiving(records))
+    assert json.loads(answer.data) == ANSWER
+    assert "could not be recorded" in caplog.text
+
+
+class Forgiving:
+    """A recorder whose records nobody waits for."""
+
+    def __init__(self, inner):
+        self.begin, self.record, self.abandon = inner.begin, inner.record, inner.abandon
+
+    def settle(self):
+        pass
+
+
+@pytest.mark.parametrize("stage", ["begin", "feed"])
+def test_an_error_in_reading_does_not_reach_the_client(records, monkeypatch, caplog, stage):
+    def fail(*_, **__):
+        raise RuntimeError("broken reader")
+
+    if stage == "begin":
+        monkeypatch.setattr(records, "begin", fail)
+    else:
+        monkeypatch.setattr(asgi.Exchange, "feed", fail)
+    for body, app in (
+        (CHAT, App(json.dumps(ANSWER).encode())),
+        (STREAM, App(chunk(content="a"), chunk("stop"), END, DONE, headers=EVENTS)),
+    ):
+        answer = call(app, records, body)
+        assert answer.status == 200
+        assert b"Hello" in answer.data or chunk(content="a") in answer.data
+    assert "could not be read" in caplog.text
+
+
+# --- a recorder from the environment ---------------------------------------------------------------------
+
+
+def test_a_class_path_is_enough(tmp_path, monkeypatch):
+    """As ``vllm serve --middleware ledger.emit.engines.asgi.RecordingMiddleware`` adds it."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+
+    (tmp_path / "deployment.toml").write_text(
+        'model = "m"\nengine = "vllm"\n[models."m-lora"]\nadapters = [{ name = "lora" }]\n'
+    )
+    monkeypatch.setenv("TALLYSTICK_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("TALLYSTICK_DEPLOYMENT", str(tmp_path / "deployment.toml"))
+    app = FastAPI()
+    bodies = []
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: dict):
+        bodies.append(body)
+        return JSONResponse(ANSWER)
+
+    app.add_middleware(RecordingMiddleware)
+    with serving(app) as url:
+        answer = urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT)
+        assert answer.status == 200
+        assert len(answer.headers["x-tallystick-record"]) == 36
+    assert bodies[0]["return_token_ids"] is True
+    assert list((tmp_path / "spool").glob("*.statement"))  # the end of the app's lifespan sealed it
+
+
+def test_without_a_deployment_the_app_still_serves(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TALLYSTICK_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.delenv("TALLYSTICK_DEPLOYMENT", raising=False)
+    with serving(RecordingMiddleware(App(json.dumps(ANSWER).encode())), lifespan="off") as url:
+        for _ in range(2):
+            answer = urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT)
+            assert json.loads(answer.data) == ANSWER
+            assert "x-tallystick-record" not in answer.headers
+    assert caplog.text.count("there is no recorder") == 1
+
+
+def test_several_requests_at_once(records):
+    from concurrent.futures import ThreadPoolExecutor
+
+    app = App(chunk(content="a"), chunk("stop"), END, DONE, headers=EVENTS, pause_s=0.01)
+    with serving(RecordingMiddleware(app, records), lifespan="off") as url:
+        pool = urllib3.PoolManager(maxsize=20)
+        with ThreadPoolExecutor(20) as workers:
+            answers = list(
+                workers.map(
+                    lambda _: pool.request("POST", f"{url}/v1/chat/completions", json=STREAM), range(60)
+                )
+            )
+        eventually(lambda: len(records.records) == 60)
+    assert {answer.data for answer in answers} == {chunk(content="a") + chunk("stop") + DONE}
+    assert {answer.headers["x-tallystick-record"] for answer in answers} == {r["id"] for r in records.records}
