@@ -33,7 +33,7 @@ from ledger.emit.head import Head, create_head, read_head, write_head
 from ledger.emit.room import KEPT, PENDING, TORN, Room, bound_torn
 from ledger.emit.session import abandoned_sessions, settle_session
 from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
-from ledger.emit.tally import DELIVERED, lost_with, note_held, read_copy, write_tally
+from ledger.emit.tally import DELIVERED, lost_with, note_held, read_copy, write_copy
 
 __all__ = ["Chain", "Spool", "Spooled", "read_problem"]
 
@@ -91,6 +91,7 @@ class Spool:
                     code="bad-issuer-name",
                 )
             head = head or Head(issuer=check_issuer_id(issuer or ""))
+            write_copy(self._tally_path, head)
             create_head(self._head_path, head)
             found = head.issuer
         if issuer not in (None, found):
@@ -338,6 +339,7 @@ class Chain:
         data = encode_spooled(spooled)
         spool = self._spool
         spool._room.take(len(data))
+        note_held(spool._tally_path, self.head.next_seq, spooled.count + spooled.told)
         path = spool.path_of(self.head.next_seq)
         if path.exists():  # the lock's file was deleted under us: never write over what another one signed
             raise UnavailableError(
@@ -354,7 +356,7 @@ class Chain:
             _log.exception("statement %d is in the spool, but may not be durable", self.head.next_seq)
         head = _after(self.head, spooled)
         try:
-            self._write(head, lost=spooled.count + spooled.told)
+            self._write(head)
         except OSError:  # the file stands; the next holder of the lock makes the head count it
             _log.exception("the head of the spool could not be written")
             self.head = head
@@ -421,10 +423,11 @@ class Chain:
             (self._spool.sessions / name).unlink(missing_ok=True)
         return lost
 
-    def _write(self, head: Head, *, lost: int | None = None) -> None:
+    def _write(self, head: Head) -> None:
+        with contextlib.suppress(OSError):
+            # Before the head: whichever of the two a kill leaves as the newest is a whole state.
+            write_copy(self._spool._tally_path, head)
         self.head = write_head(self._file, head)
-        with contextlib.suppress(OSError):  # a full disk: the head itself needed no room
-            write_tally(self._spool._tally_path, self.head, lost=lost)
 
 
 def _after(head: Head, spooled: Spooled) -> Head:

@@ -13,9 +13,11 @@ import struct
 import zlib
 from pathlib import Path
 
+import msgspec
+
 from ledger.emit.head import SLOT_BYTES, Head, decode_slot, encode_slot
 
-__all__ = ["DELIVERED", "lost_with", "note_held", "read_copy", "write_tally"]
+__all__ = ["DELIVERED", "lost_with", "note_held", "read_copy", "write_copy"]
 
 DELIVERED = (1 << 64) - 1
 """In place of a count: the ledger gave a receipt, so nothing is lost with the file."""
@@ -25,35 +27,30 @@ _SLOTS = 1 << 20
 """As many as statements fit into the default limit of a spool, 4 KiB each; 32 MiB when all were used."""
 
 
-def write_tally(path: Path, head: Head, *, lost: int | None = None) -> None:
-    """Note the head and, unless ``lost`` is None, what the statement before it would cost.
+def write_copy(path: Path, head: Head) -> None:
+    """Repeat what ``write_head`` is about to write of ``head``.
 
     Raises:
-        OSError: no room. The spool works without its tally.
+        OSError: no room.
     """
+    newer = msgspec.structs.replace(head, generation=head.generation + 1)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.pwrite(file, encode_slot(head), 0)
-        if lost is not None:
-            _write_slot(file, head.next_seq - 1, lost)
+        os.pwrite(file, encode_slot(newer), 0)
     finally:
         os.close(file)
-
-
-def _write_slot(file: int, seq: int, lost: int) -> None:
-    fields = struct.pack("<QQ", seq, lost)
-    os.pwrite(file, fields + struct.pack("<I", zlib.crc32(fields)), _place(seq))
 
 
 def note_held(path: Path, seq: int, lost: int) -> None:
     """Note that ``lost`` records go with the statement ``seq``, or DELIVERED once it left for its receipt.
 
     Raises:
-        OSError: there is no tally.
+        OSError: no room.
     """
-    file = os.open(path, os.O_RDWR)
+    fields = struct.pack("<QQ", seq, lost)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _write_slot(file, seq, lost)
+        os.pwrite(file, fields + struct.pack("<I", zlib.crc32(fields)), _place(seq))
     finally:
         os.close(file)
 

@@ -38,7 +38,7 @@ def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waiting(make_recorder: MakeRecorder, spool_dir: Path) -> list[str]:
-    """A spool with a deployment (0), factors (1), batches (2, 3, 4), another deployment (5) and its batch (6)."""
+    """A spool with a deployment (0), factors (1), batches (2 to 4), another deployment (5), its batch (6)."""
     recorder = make_recorder(factors=default_factor_set(), max_age_s=10)
     ids = []
     for number in range(4):
