@@ -130,14 +130,23 @@ static int compare_hex(const void *a, const void *b) {
 }
 
 int facts_read(Facts *facts, const uint8_t *at, const uint8_t *end, int hashed) {
+    const uint8_t *lines[2];
+    size_t sizes[2];
     for (size_t i = 0; i < facts->count; i++) {
         const uint8_t *stop = line_end(at, end);
         Record record;
         if (!stop || !record_parse(at, (size_t)(stop - at), &record))
             return 0;
         memcpy(facts->ids + i * ID_SIZE, record.id, ID_SIZE);
-        if (hashed)
-            merkle_leaf(at, (size_t)(stop - at), facts->hashes + i * HASH_SIZE);
+        lines[i % 2] = at;
+        sizes[i % 2] = (size_t)(stop - at);
+        uint8_t *const hash = facts->hashes + i * HASH_SIZE;
+        if (hashed && i % 2) {
+            uint8_t *const both[2] = {hash - HASH_SIZE, hash};
+            merkle_leaf_two(lines, sizes, both);
+        } else if (hashed && i + 1 == facts->count) {
+            merkle_leaf(at, sizes[0], hash);
+        }
         add_record(facts, &record);
         at = stop + 1;
     }

@@ -70,8 +70,15 @@ static PyObject *py_leaf_hashes(PyObject *self, PyObject *leaves) {
             Py_CLEAR(out);
             break;
         }
-        merkle_leaf(raw(items[i]), (size_t)PyBytes_GET_SIZE(items[i]), raw(hash));
         PyList_SET_ITEM(out, i, hash);
+        if (i % 2) {
+            const uint8_t *const data[2] = {raw(items[i - 1]), raw(items[i])};
+            const size_t sizes[2] = {(size_t)PyBytes_GET_SIZE(items[i - 1]), (size_t)PyBytes_GET_SIZE(items[i])};
+            uint8_t *const both[2] = {raw(PyList_GET_ITEM(out, i - 1)), raw(hash)};
+            merkle_leaf_two(data, sizes, both);
+        } else if (i + 1 == count) {
+            merkle_leaf(raw(items[i]), (size_t)PyBytes_GET_SIZE(items[i]), raw(hash));
+        }
     }
     return out;
 }
@@ -241,14 +248,21 @@ static void hash_chunks(const uint8_t *content, size_t size, const uint8_t salt[
     memcpy(seed, tag, sizeof tag - 1);
     memcpy(seed + sizeof tag - 1, salt, SALT_SIZE);
     shake256_begin(&salts, seed, sizeof seed);
-    for (size_t at = 0; at < size; at += CHUNK_BYTES, leaves += HASH_SIZE) {
-        uint8_t head[1 + SALT_SIZE] = {0};
-        Sha256 hash;
-        shake256_squeeze(&salts, head + 1, SALT_SIZE);
-        sha256_begin(&hash);
-        sha256_add(&hash, head, sizeof head);
-        sha256_add(&hash, content + at, size - at < CHUNK_BYTES ? size - at : CHUNK_BYTES);
-        sha256_end(&hash, leaves);
+    for (size_t at = 0; at < size; at += 2 * CHUNK_BYTES, leaves += 2 * HASH_SIZE) {
+        uint8_t heads[2][1 + SALT_SIZE] = {{0}, {0}};
+        uint8_t unused[HASH_SIZE];
+        const size_t left = size - at;
+        const int two = left > CHUNK_BYTES;
+        shake256_squeeze(&salts, heads[0] + 1, SALT_SIZE);
+        if (two)
+            shake256_squeeze(&salts, heads[1] + 1, SALT_SIZE);
+        const Message messages[2] = {
+            {heads[0], sizeof heads[0], content + at, two ? CHUNK_BYTES : left},
+            {heads[1], sizeof heads[1], content + at + (two ? CHUNK_BYTES : 0),
+             !two ? 0 : left < 2 * CHUNK_BYTES ? left - CHUNK_BYTES : CHUNK_BYTES},
+        };
+        uint8_t *const out[2] = {leaves, two ? leaves + HASH_SIZE : unused};
+        sha256_two(messages, out);
     }
 }
 

@@ -26,8 +26,20 @@ void sha256_begin(Sha256 *hash);
 void sha256_add(Sha256 *hash, const void *data, size_t size);
 void sha256_end(Sha256 *hash, uint8_t out[HASH_SIZE]);
 
+/* A head of fewer than 64 bytes, and what follows it. */
+typedef struct {
+    const uint8_t *head;
+    size_t head_size;
+    const uint8_t *body;
+    size_t size;
+} Message;
+
+/* Both hashes in little more time than one takes. */
+void sha256_two(const Message messages[2], uint8_t *const out[2]);
+
 /* RFC 6962 section 2.1: of a leaf, of a node, and of the tree over `count` > 0 hashes, which it overwrites. */
 void merkle_leaf(const uint8_t *data, size_t size, uint8_t out[HASH_SIZE]);
+void merkle_leaf_two(const uint8_t *const data[2], const size_t size[2], uint8_t *const out[2]);
 void merkle_node(const uint8_t *left, const uint8_t *right, uint8_t out[HASH_SIZE]);
 void merkle_root(uint8_t *hashes, size_t count, uint8_t out[HASH_SIZE]);
 
