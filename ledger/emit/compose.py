@@ -118,13 +118,16 @@ class Composer:
         given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
         self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
-    def compose(self, report: Report, now_us: int, began_ns: int | None = None) -> Composed:
+    def compose(
+        self, report: Report, now_us: int, began_ns: int | None = None, *, metered: bool = False
+    ) -> Composed:
         """Make the record of one report.
 
         Args:
             report: what serving code said.
             now_us: the wall clock's time.
             began_ns: the steady time when the generation began, where ``Recorder.begin`` told.
+            metered: there is a meter: what it does not know is not modelled beside what it measured.
 
         Raises:
             InvalidError: it cannot become a valid record.
@@ -157,7 +160,9 @@ class Composer:
                 code="schema",
             )
         key = self._keys[name]
-        energy = report.energy or _modelled(deployment, report.busy_us)
+        energy = report.energy
+        if energy is None and not metered:
+            energy = _modelled(deployment, report.busy_us)
         factors = self._factors.now
         carbon = None if energy is None or factors is None else figures(energy, factors, report.busy_us or 0)
         record = Record(

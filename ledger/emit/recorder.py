@@ -21,13 +21,17 @@ from ledger.emit._disk import locked_file
 from ledger.emit.client import Client
 from ledger.emit.compose import Composer, checked_deployment
 from ledger.emit.deliveries import Deliveries, RecordReceipt
+from ledger.emit.energising import Energising
 from ledger.emit.factor_source import Factors, checked_factors
 from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
+from ledger.emit.metering import Metering
 from ledger.emit.sealer import Inbox, Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
 from ledger.emit.signing import SigningKey
+from ledger.energy.meters.counting import AnyMeter
+from ledger.energy.windows import Rule
 
 __all__ = ["Recorder", "Status"]
 
@@ -36,7 +40,8 @@ _logger = logging.getLogger("tallystick.emit")
 _FULL_POLL_S = 0.005
 _MANY_MARKS = 4096
 """Beginnings that may wait for the sealer before it is woken for their sake."""
-_SEAL, _SEND = "tallystick-seal", "tallystick-send"
+_SEAL, _SEND, _METER = "tallystick-seal", "tallystick-send", "tallystick-meter"
+_MIN_WINDOW_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,11 @@ class Recorder:
         heartbeat_s: give a sign of life when nothing was sealed for so long; None for none.
         spool_limit_bytes: how much the spool may take; beyond it, records wait in memory.
         keep_receipts: for how many of the newest records ``receipt_for`` can answer.
+        meter: counts the energy of the hardware that generates (``ledger.energy.meters``), which is divided
+            between the generations that report none themselves. They wait for it: a second or two, or until
+            who was active with them has ended.
+        rule: how it is divided.
+        meter_window_s: how often the meter is read.
 
     Raises:
         InvalidError: an argument is not usable.
@@ -124,6 +134,9 @@ class Recorder:
         heartbeat_s: float | None = 60.0,
         spool_limit_bytes: int = 4 << 30,
         keep_receipts: int = 10_000,
+        meter: AnyMeter | None = None,
+        rule: Rule | None = None,
+        meter_window_s: float = 1.0,
     ) -> None:
         if not 1 <= max_records <= MAX_BATCH_RECORDS or queue_limit < 1 or max_age_s < 0:
             raise InvalidError(
@@ -131,6 +144,8 @@ class Recorder:
                 remedy=f"use 1 to {MAX_BATCH_RECORDS} records, a queue of at least 1, an age of at least 0",
                 code="bad-setting",
             )
+        if meter_window_s < _MIN_WINDOW_S:
+            raise InvalidError(f"meter_window_s is less than {_MIN_WINDOW_S}", code="bad-setting")
         if when_full not in ("drop-and-count", "block"):
             raise InvalidError("when_full is neither drop-and-count nor block", code="bad-setting")
         environment = os.environ
@@ -163,10 +178,15 @@ class Recorder:
         self._keep_receipts = keep_receipts
         self._queue_limit = queue_limit
         self._block = when_full == "block"
+        self._meter = meter
+        self._rule = rule or Rule()
+        self._meter_window_s = meter_window_s
         self._closed = False
         self._limit = queue_limit  # 0 once closed
         self._begin()
         self._sealer.open_session()
+        if self._metering is not None:
+            self._metering.look()
         lifetime.watch(self)
         if self._spool.waiting():
             self._rouse()  # left by an earlier process
@@ -187,6 +207,14 @@ class Recorder:
                 client,
             )
         tenants = Tenants(self._tenants_path, self._secret)
+        self._metering: Metering | None = None
+        energising = None
+        if self._meter is not None:
+            self._inbox.cold = True
+            self._metering = Metering(
+                self._meter, self._spool.directory, self._meter_window_s, self._inbox.wake.set
+            )
+            energising = Energising(self._metering, self._rule, self._queue_limit)
         self._sealer = Sealer(
             self._inbox,
             self._spool,
@@ -197,6 +225,7 @@ class Recorder:
             max_records=self._max_records,
             max_age_s=self._max_age_s,
             heartbeat_s=self._heartbeat_s,
+            energising=energising,
         )
 
     # --- recording -----------------------------------------------------------------------------------
@@ -301,7 +330,7 @@ class Recorder:
         if not self._closed:
             marks = inbox.marks
             marks.append((record_id, time.monotonic_ns(), input_tokens))
-            if inbox.idle and len(marks) > _MANY_MARKS:
+            if inbox.cold or (inbox.idle and len(marks) > _MANY_MARKS):
                 self._rouse()
         return record_id
 
@@ -327,7 +356,7 @@ class Recorder:
         with self._start_lock:
             started = self._closed or self._start()
         if started:  # else the next record tries again, and ``close`` does the work on its own thread
-            self._inbox.idle = False
+            self._inbox.idle = self._inbox.cold = False
         self._inbox.wake.set()
 
     def _start(self) -> bool:
@@ -335,6 +364,8 @@ class Recorder:
         if not self._threads:
             lifetime.close_with_worker()
         runs = {_SEAL: self._sealer.run}
+        if self._metering is not None:
+            runs = {_METER: self._metering.run} | runs
         if self._shipper is not None:
             self._shipper.bind(self._sealer)
             runs[_SEND] = self._shipper.run
@@ -379,8 +410,13 @@ class Recorder:
         if not first:
             return not self._inbox.queue and self._delivered()
         lifetime.unwatch(self)
+        if self._metering is not None:
+            self._metering.end()
         self._sealer.close(deadline)
         sealed = self._end(_SEAL, self._sealer.run, deadline) and not self._inbox.queue
+        if self._metering is not None:
+            self._metering.close()
+            self._end(_METER, lambda: None, deadline)
         if self._shipper is not None:
             self._shipper.close(deadline)
             if _SEND in self._threads or self._sealer.last_seq >= 0:
@@ -450,6 +486,8 @@ class Recorder:
         """How things stand now."""
         shipper, sealer = self._shipper, self._sealer
         problem = sealer.problem or (None if shipper is None else shipper.problem)
+        if problem is None and self._metering is not None:
+            problem = self._metering.problem
         return Status(
             issuer=self._spool.issuer,
             queued=max(0, len(self._inbox.queue) - self._inbox.barriers) + sealer.held,
@@ -495,6 +533,8 @@ class Recorder:
         if self._sealer.session is not None:
             self._sealer.session.forget()
         self._spool.forget_parent()
+        if self._metering is not None:
+            self._metering.forget_parent()
         self._begin()
         if not self._closed:
             self._limit = self._queue_limit

@@ -123,7 +123,7 @@ def _figures(record: Record) -> tuple[int | UnsetType, ...]:
     )
 
 
-def batch_payload(block: Block, head: Head, issued_us: int) -> Batch:
+def batch_payload(block: Block, head: Head, issued_us: int, unattributed_uj: int = 0) -> Batch:
     """The statement over ``block`` that follows ``head``."""
     return Batch(
         seq=head.next_seq,
@@ -137,6 +137,7 @@ def batch_payload(block: Block, head: Head, issued_us: int) -> Batch:
         factors=tuple(sorted(block.factors)),
         totals=block.totals,
         dropped=head.dropped,
+        unattributed_uj=unattributed_uj or UNSET,
     )
 
 

@@ -6,11 +6,12 @@ threads that come back from I/O would wait a whole switch interval, 5 ms, for ea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,8 @@ from ledger.core.statements import (
 from ledger.emit._complaints import Complaints
 from ledger.emit.compose import Composer, Report
 from ledger.emit.deliveries import Deliveries
-from ledger.emit.flights import ABANDONED, LOST, Flights, Mark
+from ledger.emit.energising import Energised, Energising
+from ledger.emit.flights import ABANDONED, LOST, Began, Flights, Mark
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.seal import Block, batch_body, batch_payload
 from ledger.emit.session import Session
@@ -59,12 +61,13 @@ class Barrier:
 class Inbox:
     """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
 
-    __slots__ = ("_lock", "barriers", "dropped", "idle", "ids", "marks", "queue", "wake")
+    __slots__ = ("_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "queue", "wake")
 
     def __init__(self) -> None:
         self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
         self.marks: deque[Mark] = deque()  # what began, and what ended without a report; never refused
         self.ids = RecordIds()
+        self.cold = False  # the threads do not run yet, and should as soon as something begins
         self.idle = True  # the sealer sleeps until told; set by it, cleared by whoever wakes it
         self.wake = threading.Event()
         self.dropped = 0
@@ -101,6 +104,7 @@ class Sealer:
         composer: makes records of reports.
         deliveries: is told which records are in which batch.
         sealed: called after each statement that went into the spool.
+        energising: gives records the energy that a meter counted; None without a meter.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Sealer:
         max_records: int,
         max_age_s: float,
         heartbeat_s: float | None,
+        energising: Energising | None = None,
     ) -> None:
         self._inbox = inbox
         self._spool = spool
@@ -127,6 +132,8 @@ class Sealer:
         self._heartbeat_s = heartbeat_s
         self._session: Session | None = None
         self._settled = inbox.ids.marks[SETTLED]
+        self._energising = energising
+        self._ready: deque[Energised] = deque()  # with energy, and not composed yet
         self._flights = Flights(inbox.ids)
         self._abandoned = 0  # not yet counted as settled
         self._reports: deque[tuple[Any, ...]] = deque()
@@ -154,7 +161,8 @@ class Sealer:
     @property
     def held(self) -> int:
         """Records out of the queue, but not in the spool yet."""
-        return len(self._reports) + sum(map(len, list(self._blocks)))
+        waiting = 0 if self._energising is None else len(self._energising)
+        return len(self._reports) + waiting + len(self._ready) + sum(map(len, list(self._blocks)))
 
     def open_session(self) -> None:
         """Start counting in the spool what this process records.
@@ -196,7 +204,7 @@ class Sealer:
     def _finished(self) -> bool:
         if self._close_by is None:
             return False
-        left = self._inbox.queue or self._reports or self._blocks
+        left = self._inbox.queue or self._reports or self._ready or self._energising or self._blocks
         return not left or time.monotonic() > self._close_by
 
     def _failed(self, problem: str, error: BaseException | None) -> None:
@@ -258,6 +266,7 @@ class Sealer:
             self._read_marks()
             return  # the spool takes nothing now; the queue holds what comes, and counts what it cannot
         queue, reports = self._inbox.queue, self._reports
+        taken_at_ns = time.monotonic_ns()
         while len(reports) < self._max_records and not self._barriers and queue:
             item = queue.popleft()
             if isinstance(item, Barrier):
@@ -269,40 +278,79 @@ class Sealer:
                     _breathe(0)
         self._due = time.monotonic() + self._max_age_s if queue else 0.0
         self._read_marks()  # after the reports were taken: what they end began before
-        if not reports:
-            return
-        self._composer.prepare(reports)
-        while reports:
-            if len(reports) % _GROUP == 0:
-                _breathe(0)
-            self._compose(reports.popleft())
+        if reports:
+            self._composer.prepare(reports)
+            while reports:
+                if len(reports) % _GROUP == 0:
+                    _breathe(0)
+                self._receive(reports.popleft())
+        if self._energising is not None:
+            self._take_energised(self._energising, taken_at_ns)
+
+    def _take_energised(self, energising: Energising, taken_at_ns: int) -> None:
+        """Compose the reports whose energy is known by now; all of them if somebody waits."""
+        force = bool(self._barriers) or self._close_by is not None
+        if force or not self._inbox.queue:  # else who was active in the windows is not known yet
+            self._ready += energising.settle(force=force, taken_at_ns=taken_at_ns)
+        if self._ready:
+            self._composer.prepare([each.report for each in self._ready])
+            while self._ready:
+                if len(self._ready) % _GROUP == 0:
+                    _breathe(0)
+                self._compose(self._ready.popleft())
 
     def _read_marks(self) -> None:
-        marks, flights = self._inbox.marks, self._flights
+        marks, flights, energising = self._inbox.marks, self._flights, self._energising
         while marks:
             id, stamp_ns, tokens = marks.popleft()
             if tokens == ABANDONED:
                 self._abandoned += flights.ended(id) is not None
+                if energising is not None:
+                    energising.abandoned(id)
             elif tokens == LOST:
                 flights.ended(id)
+                if energising is not None:
+                    energising.lost(id, stamp_ns)
             else:
                 flights.began(id, stamp_ns, tokens)
+                if energising is not None:
+                    energising.began(id, stamp_ns)
 
-    def _compose(self, fields: tuple[Any, ...]) -> None:
-        """Add the report's record to the last block, or to a new one where that is full."""
+    def _receive(self, fields: tuple[Any, ...]) -> None:
+        """Compose a report, or let it wait for its energy."""
         try:
             report = Report._make(fields)
             began = self._flights.landed(report.id) if report.reserved else None
-            began_ns = None if began is None else began.stamp_ns
-            composed = self._composer.compose(report, time.time_ns() // 1000, began_ns)
+            if self._energising is not None and self._energising.takes(report, began):
+                return
+        except Exception as error:
+            self._reject(error)
+            return
+        self._compose(Energised(report, began, None))
+
+    def _reject(self, error: Exception) -> None:
+        self.rejected += 1
+        self._untold += 1
+        self._rejections.say(str(error))
+
+    def _compose(self, energised: Energised) -> None:
+        """Add the report's record to the last block, or to a new one where that is full."""
+        try:
+            began: Began | None = energised.began
+            composed = self._composer.compose(
+                energised.report,
+                time.time_ns() // 1000,
+                None if began is None else began.stamp_ns,
+                metered=self._energising is not None,
+            )
             if not self._blocks or not self._blocks[-1].add(composed):
                 block = Block(self._max_records)
                 block.add(composed)
                 self._blocks.append(block)
         except Exception as error:  # whatever the caller passed: it must cost this record only
-            self.rejected += 1
-            self._untold += 1
-            self._rejections.say(str(error))
+            self._reject(error)
+            if self._energising is not None:
+                self._energising.give_back(energised.portion)
 
     # --- blocks to spool -----------------------------------------------------------------------------
 
@@ -353,13 +401,28 @@ class Sealer:
                 self._append(chain, FactorsStatement(factors=factors, **_chain_fields(chain)))
                 chain.publish(digest)
         settled = self._settled + len(block)
-        payload = batch_payload(block, chain.head, _now_us(chain))
+        with self._unattributed() as unattributed_uj:
+            self._seal_batch(chain, block, settled, unattributed_uj)
+
+    def _seal_batch(self, chain: Chain, block: Block, settled: int, unattributed_uj: int) -> None:
+        payload = batch_payload(block, chain.head, _now_us(chain), unattributed_uj)
         statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
         body = batch_body(statement, block)
         chain.append(Spooled(statement, body, self._session_name(), settled))
         self._settle(settled)
         self._deliveries.sealed(block, statement)
         self._was_sealed(statement.payload.seq)
+
+    @contextlib.contextmanager
+    def _unattributed(self) -> Iterator[int]:
+        """Energy that no record carries, for the statement made inside; kept if that fails."""
+        amount = 0 if self._energising is None else self._energising.take_unattributed()
+        try:
+            yield amount
+        except BaseException:
+            if self._energising is not None:
+                self._energising.return_unattributed(amount)
+            raise
 
     def _append(self, chain: Chain, payload: Payload) -> None:
         """Sign and append a statement without records."""
@@ -398,16 +461,24 @@ class Sealer:
                     self._beat(chain)
 
     def _beat(self, chain: Chain) -> None:
-        self._append(chain, Heartbeat(dropped=chain.head.dropped, **_chain_fields(chain)))
+        with self._unattributed() as amount:
+            told = amount or UNSET
+            fields = _chain_fields(chain)
+            self._append(chain, Heartbeat(dropped=chain.head.dropped, unattributed_uj=told, **fields))
 
     def _finish(self) -> None:
         """Tell what was lost, end the session, and free whoever waits."""
+        untold_uj = 0
+        if self._energising is not None:
+            for each in self._energising.close():
+                self._energising.give_back(each.portion)
+            untold_uj = self._energising.unattributed_uj
         if self._session is not None:
             with self._spool.locked() as chain:
                 # In flight still, or not sealed in time: no thread is left that could.
                 self._untold += max(0, self._inbox.ids.marks[GIVEN] - self._settled - self._untold)
                 self._tell_drops(chain)
-                if chain.head.dropped:
+                if chain.head.dropped or (untold_uj and chain.head.next_seq):
                     self._beat(chain)
                 session, self._session = self._session, None
                 session.close()

@@ -273,8 +273,9 @@ class Attributor:
         flight.gone = True
         activity = flight.activity
         lasted = (activity.end or activity.begin + 1) - activity.begin
-        missed = flight.missed_ns > max(_MISSED_NS, lasted // _MISSED_PART)
-        if missed or not flight.wanted:
+        missed = flight.missed_ns
+        most = max(lasted // _MISSED_PART, min(_MISSED_NS, lasted // 2))
+        if missed > most or not flight.wanted:
             self.unattributed_uj += flight.counted_uj
             if flight.wanted:
                 self._portions.append(Portion(flight.id, None, None))

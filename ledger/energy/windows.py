@@ -14,8 +14,8 @@ The rules, version 1 (explained in docs/explanation/energy-and-carbon.md):
    others in the window do.
 5. Energy of a window in which nobody was active, and shares that no record carries in the end (of refused,
    lost or invalid generations), are *unattributed*: counted, never lost.
-6. A generation of which more than a twentieth (and more than 50 ms) fell outside the settled windows has no
-   energy: a part would look like the whole.
+6. A generation of which too much fell outside the settled windows has no energy: a part would look like the
+   whole. Too much is more than a twentieth, and more than 50 ms or half of it.
 7. ``busy_us``: the time of a window in which anybody was active, divided like its energy and rounded down.
 
 Rules 1, 2, 3 and 7 are here; ``attributor`` has the others.

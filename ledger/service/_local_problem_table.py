@@ -60,6 +60,16 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Read the meter in order, by one steady clock.",
     ),
     (
+        "meter-reset", 503, "Meter started anew",
+        "The energy counter was set back, or not read for too long: what was used meanwhile is not known.",
+        "Nothing: the next window counts again. Records of the window that is missing have no energy.",
+    ),
+    (
+        "bad-trace", 422, "Bad power trace",
+        "A trace of power or energy cannot be read, or its time or energy falls.",
+        "Give a CSV file with a header, rising times, and a unit at the end of the value's column name.",
+    ),
+    (
         "not-in-flight", 409, "No such generation in flight",
         "A record names an id that `begin` did not give, or that has its record already.",
         "Call `begin` once for each record, and end it once, by `record` or `abandon`.",
@@ -274,6 +284,21 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "no-ledger", 400, "Not a ledger's folder",
         "The folder is not one that `tallystick init` made.",
         "Name that folder, or the URL of a service.",
+    ),
+    (
+        "malformed-report", 422, "Not a report",
+        "The file beside the report is not the signature of a report.",
+        "Name the folder that `tallystick report make` wrote.",
+    ),
+    (
+        "bad-inputs", 422, "Inputs file malformed",
+        "The inputs file does not have the form that reports read, or a value is no decimal number.",
+        "See the message and the reference of reports.",
+    ),
+    (
+        "bad-report-kind", 400, "No such report",
+        "There is no report of this name.",
+        "Use one that `tallystick report kinds` lists.",
     ),
     (
         "no-export", 400, "Not an export",
