@@ -13,6 +13,7 @@ from cli import (
     demo,
     doctor,
     export,
+    factors,
     init,
     issuers,
     keys,
@@ -85,6 +86,7 @@ app.add_typer(issuers.app, name="issuers")
 app.add_typer(records.app, name="records")
 app.add_typer(receipts.app, name="receipt")
 app.add_typer(spool.app, name="spool")
+app.add_typer(factors.app, name="factors")
 app.add_typer(export.app, name="export")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
