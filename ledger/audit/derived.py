@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
-from operator import add
 
 from ledger.audit.batches import BatchFacts, Key
 from ledger.audit.index import IndexAudit
@@ -22,6 +21,8 @@ from ledger.core.errors import UnavailableError
 __all__ = ["DerivedAudit"]
 
 _PAGE_ROWS = 1_024
+_MAX_PENDING = 4_096
+"""Batches' sums that wait to be added: columns are added faster than rows."""
 
 
 class DerivedAudit:
@@ -36,6 +37,8 @@ class DerivedAudit:
         self._source = source
         self._findings = findings
         self._rollups: dict[Key, list[int]] = {}
+        self._pending: defaultdict[Key, list[list[int]]] = defaultdict(list)
+        self._pending_count = 0
         self._damaged: set[int] = set()  # leaves whose records could not be read
         self._slices = _Slices(source.rows("batch_slice"), findings)
         self._index: IndexAudit | None = None
@@ -53,9 +56,20 @@ class DerivedAudit:
                 self._findings.gap("record_index", error.what)
                 self._index = None
         self._slices.check(leaf_index, facts)
+        pending = self._pending
         for key, sums in facts.rollups.items():
-            before = self._rollups.get(key)
-            self._rollups[key] = sums if before is None else list(map(add, before, sums))
+            pending[key].append(sums)
+        self._pending_count += len(facts.rollups)
+        if self._pending_count >= _MAX_PENDING:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        for key, parts in self._pending.items():
+            if key in self._rollups:
+                parts.append(self._rollups[key])
+            self._rollups[key] = list(map(sum, zip(*parts, strict=True)))
+        self._pending.clear()
+        self._pending_count = 0
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -63,6 +77,7 @@ class DerivedAudit:
 
     def close(self, leaves: LeafAudit, tree: TreeAudit, newest: Checkpoint) -> None:
         """Compare what is left, once all leaves have passed."""
+        self._add_pending()
         self._slices.close(self._damaged)
         with self._reading("record_index"):
             if self._index is not None:
@@ -135,8 +150,11 @@ class _Slices:
         slices: defaultdict[Row, int] = defaultdict(int)
         for (_, tenant, deployment), sums in facts.rollups.items():
             slices[tenant, deployment] += sums[0]
-        rows = self._up_to(leaf_index)
         wanted = [(leaf_index, *key, count) for key, count in sorted(slices.items())]
+        if self._passed(wanted):
+            self._findings.counts.rows += len(wanted)
+            return
+        rows = self._up_to(leaf_index)
         if rows == wanted and all([type(row[3]) is int for row in rows]):  # noqa: C419 - a third faster
             self._findings.counts.rows += len(rows)
             return
@@ -150,6 +168,20 @@ class _Slices:
             self._extra += self._page[self._at :]
             self._page = []
         compare_rows(self._findings, "batch_slice", self._extra, {}, undecided=damaged)
+
+    def _passed(self, wanted: list[Row]) -> bool:
+        """Go past a leaf's rows if they are those that come next on this page, as they nearly always are."""
+        page, end = self._page, self._at + len(wanted)
+        rows = page[self._at : end]
+        if rows != wanted or end == len(page):  # then more of them may follow
+            return False
+        following = page[end][0]
+        if type(following) is not int or following <= wanted[-1][0]:
+            return False
+        if not all([type(row[0]) is type(row[3]) is int for row in rows]):  # noqa: C419 - a third faster
+            return False
+        self._at = end
+        return True
 
     def _up_to(self, leaf_index: int) -> list[Row]:
         """The next rows, up to those of this leaf."""
