@@ -22,6 +22,7 @@ from cli import (
     query,
     receipts,
     records,
+    reports,
     serve,
     spool,
     verify,
@@ -88,6 +89,7 @@ app.add_typer(receipts.app, name="receipt")
 app.add_typer(spool.app, name="spool")
 app.add_typer(factors.app, name="factors")
 app.add_typer(export.app, name="export")
+app.add_typer(reports.app, name="report")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
 command(app, *doctor.EXAMPLES)(doctor.doctor)

@@ -11,7 +11,7 @@ import typer
 
 from cli.options import From, Json, To
 
-__all__ = ["QUERY_EXAMPLES", "SQL_EXAMPLES", "query", "sql"]
+__all__ = ["QUERY_EXAMPLES", "SQL_EXAMPLES", "parse_conditions", "query", "sql"]
 
 QUERY_EXAMPLES = (
     "tallystick query export-all --by model",
@@ -87,7 +87,7 @@ def query(
 
     question = Question(
         by=tuple(dict.fromkeys(each.value for each in by or ())),
-        where=_conditions(where or ()),
+        where=parse_conditions(where or ()),
         from_us=parse_time(from_, "--from"),
         to_us=parse_time(to, "--to"),
         corrected=not as_logged,
@@ -102,7 +102,8 @@ def query(
         _print(rows, question.by, percentiles)
 
 
-def _conditions(given: Sequence[str]) -> dict[str, list[str]]:
+def parse_conditions(given: Sequence[str]) -> dict[str, list[str]]:
+    """Names and their values, of arguments ``NAME=VALUE``."""
     from ledger.core.errors import InvalidError
 
     found: dict[str, list[str]] = {}

@@ -2,7 +2,8 @@
 
 Totals are exact integers of any size (DuckDB's HUGEINT). A figure that no record of a group has is absent,
 and each total comes with how many records have it, so that one over half the records cannot pass for one over
-all. Intensities divide a figure's total by the tokens (or the number) of the records that have that figure.
+all. Intensities divide a figure's total by the tokens (input and output, ``*_tokens``) or the number of the
+records that have that figure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ledger.export.reading import open_export
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["DIMENSIONS", "FIGURES", "PERCENTILES", "Question", "ask"]
+__all__ = ["DIMENSIONS", "FIGURES", "PERCENTILES", "Question", "ask", "conditions"]
 
 DIMENSIONS: Mapping[str, str] = {
     "hour": "strftime(date_trunc('hour', started_at), '%Y-%m-%dT%H:00:00Z')",
@@ -134,14 +135,15 @@ def _sql(question: Question) -> tuple[str, list[Any]]:
     if question.percentiles:
         levels = ", ".join(str(level / 100) for level in _LEVELS)
         sums += [f"quantile_disc({value}, [{levels}]) AS _p_{name}" for name, value in PERCENTILES.items()]
-    conditions, parameters = _conditions(question)
+    chosen, parameters = conditions(question)
     view = "records_corrected" if question.corrected else "records"
     grouped = " GROUP BY ALL ORDER BY ALL NULLS FIRST" if keys else ""
-    sql = f"SELECT {', '.join([*keys, *sums])} FROM {view}{conditions}{grouped} LIMIT {_MAX_GROUPS}"  # noqa: S608
+    sql = f"SELECT {', '.join([*keys, *sums])} FROM {view}{chosen}{grouped} LIMIT {_MAX_GROUPS}"  # noqa: S608
     return sql, parameters
 
 
-def _conditions(question: Question) -> tuple[str, list[Any]]:
+def conditions(question: Question) -> tuple[str, list[Any]]:
+    """The question's filters as a WHERE clause (empty without any) and its parameters."""
     parts: list[str] = []
     parameters: list[Any] = []
     for operator, bound in ((">=", question.from_us), ("<", question.to_us)):
@@ -180,7 +182,8 @@ def _row(found: dict[str, Any], question: Question) -> dict[str, Any]:
         row[f"{name}_records"] = found[f"{name}_records"]
     for name in _INTENSITIES:
         if name in row:
-            row |= _intensities(name, row, int(found[f"_{name}_tokens"]))
+            row[f"{name}_tokens"] = int(found[f"_{name}_tokens"])
+            row |= _intensities(name, row, row[f"{name}_tokens"])
     if question.corrected and found["corrected_records"]:
         row["corrected_records"] = found["corrected_records"]
     if question.percentiles:

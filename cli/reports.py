@@ -1,0 +1,241 @@
+"""``tallystick report``: make reports from an export, and check them by making them again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import From, Json, To, command
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make and verify reports.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """How a report is rendered for people."""
+
+    XLSX = "xlsx"
+    PDF = "pdf"
+
+
+REPORT_FILE, SIGNATURE_FILE = "report.json", "report.cose"
+Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
+
+
+@command(app, "tallystick report kinds", "tallystick report kinds --json")
+def kinds(json: Json = False) -> None:
+    """List the kinds of reports, each with its standard.
+
+    With --json: kinds, each name, title, standard.
+    """
+    from cli.output import print_json, table
+    from ledger.export.reports.make import KINDS, kind_of
+
+    found = [kind_of(name) for name in KINDS]
+    if json:
+        print_json({"kinds": [{"name": k.name, "title": k.title, "standard": k.standard} for k in found]})
+        return
+    table(("kind", "title", "standard"), [(k.name, k.title, k.standard) for k in found])
+
+
+@command(
+    app,
+    "tallystick report make sci export-all sci-2026-01 --subject 'Example Cloud GmbH' --key reporter.pem",
+    "tallystick report make sci export-all out --subject X --key reporter.pem --where tenant=t-1",
+    "tallystick report make sci export-all out --subject X --key reporter.pem --inputs inputs.json --json",
+)
+def make(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="As `tallystick report kinds` lists them.")],
+    export: Export,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist, or be empty.")],
+    subject: Annotated[str, typer.Option(metavar="WORDS", help="Whom the report is about.")],
+    key: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="PEM of the reporter's private key: `tallystick keys generate`."),
+    ],
+    issuer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who signs it. Default: the subject.")
+    ] = None,
+    from_: From = None,
+    to: To = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only records with this value; may be repeated."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file of what the log cannot know.")
+    ] = None,
+    format_: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Render it besides the signed JSON; may be repeated. Default: both."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a report from an export: signed JSON, and the same as workbook and PDF.
+
+    Every figure says how it was derived and what it covers. What the log cannot know comes from --inputs;
+    what is missing is stated as a gap.
+
+    With --json: directory, kind, records, figures, gaps, files.
+    """
+    from cli import figures
+    from cli.output import fields, note, print_json
+    from cli.progress import progress
+    from cli.query import parse_conditions
+    from ledger.export.reports import Scope, make_report, sign_report
+    from ledger.export.reports.rendering import render
+    from ledger.keyfiles import load_private_key
+
+    _check_empty(out)
+    scope = Scope(
+        where={name: tuple(values) for name, values in sorted(parse_conditions(where or ()).items())},
+        **{
+            name: value
+            for name, value in (
+                ("from_us", figures.parse_time(from_, "--from")),
+                ("to_us", figures.parse_time(to, "--to")),
+            )
+            if value is not None
+        },
+    )
+    signer = load_private_key(key)
+    formats = list(dict.fromkeys(each.value for each in format_ or Format))
+    with progress("making the report") as tell:
+        steps = 1 + len(formats)
+        report = make_report(kind, export, scope=scope, subject=subject, inputs=inputs)
+        if tell is not None:
+            tell(1, steps)
+        data, signature = sign_report(report, signer, issuer=issuer or subject)
+        files = {REPORT_FILE: data, SIGNATURE_FILE: signature, "reporter.pub": signer.public.to_pem()}
+        for done, each in enumerate(formats, 2):
+            files[f"report.{each}"] = render(report, each)
+            if tell is not None:
+                tell(done, steps)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    told = {
+        "directory": str(out),
+        "kind": report.kind,
+        "records": report.records,
+        "figures": sum(len(section.figures) for section in report.sections),
+        "gaps": list(report.gaps),
+        "files": sorted(files),
+    }
+    if json:
+        print_json(told)
+        return
+    fields(
+        (name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in told.items()
+    )
+    note(
+        f"\nNext: tallystick report verify {out} --key {out}/reporter.pub --export {export} "
+        "--log-key LOG.vkey"
+    )
+
+
+def _check_empty(out: Path) -> None:
+    from ledger.core.errors import RefusedError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RefusedError(
+            "is there already and is not empty",
+            where=str(out),
+            remedy="name a new folder, or empty it",
+            code="directory-not-empty",
+        )
+
+
+@command(
+    app,
+    "tallystick report verify sci-2026-01 --key reporter.pub --export export-all --log-key log.vkey",
+    "tallystick report verify sci-2026-01 --key reporter.pub --export export-all --log-key log.vkey --json",
+)
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="REPORT", help="Folder of a report.")],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="PEM of the reporter's public key, from the reporter.")
+    ],
+    export: Annotated[Path, typer.Option(metavar="EXPORT", help="The export to compute it from again.")],
+    log_key: Annotated[
+        str, typer.Option(metavar="VKEY", help="The log's verifier key, or a file that holds it (log.vkey).")
+    ],
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The inputs file that the report was made with.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a report: its signature, the export under it, and every figure by computing it again.
+
+    Exit code 0: all of it holds. 1: refuted, and the places that differ are named. 2: it could not be told.
+
+    With --json: verdict (sound, refuted or unknown), signature, export (the verdict on it), differences
+    (where, stated, computed), notes.
+    """
+    from cli.audit import exit_code
+    from cli.output import fields, print_json, verdict
+
+    told = check(directory, key, export, log_key, inputs)
+    if json:
+        print_json(told)
+    else:
+        fields((name, str(told[name])) for name in ("signature", "export"))
+        for each in told["differences"]:
+            fields([("differs", f"{each['where']}: stated {each['stated']}, computed {each['computed']}")])
+        fields(("note", text) for text in told["notes"])
+        words = {
+            "sound": "every figure follows from the log",
+            "refuted": "it does not say what the log says; see above where",
+            "unknown": "something that belongs to it could not be checked",
+        }
+        verdict(told["verdict"], words[told["verdict"]])
+    raise typer.Exit(exit_code(told["verdict"]))
+
+
+def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path | None) -> dict[str, Any]:
+    """Verify a report; see the command."""
+    from dataclasses import asdict
+
+    from cli.audit import run_audit
+    from cli.keys import load_public
+    from ledger.core.errors import CorruptError, InvalidError
+    from ledger.export.reports import compare, make_report, open_report
+
+    notes: list[str] = []
+    try:
+        stated = open_report(
+            (directory / REPORT_FILE).read_bytes(),
+            (directory / SIGNATURE_FILE).read_bytes(),
+            load_public(key),
+        )
+    except (CorruptError, InvalidError) as error:
+        return {
+            "verdict": "refuted",
+            "signature": f"does not hold: {error.what}",
+            "export": "not checked",
+            "differences": [],
+            "notes": notes,
+        }
+    audited = run_audit(str(export), log_key)
+    computed = make_report(stated.kind, export, scope=stated.scope, subject=stated.subject, inputs=inputs)
+    differences = compare(stated, computed)
+    if stated.export_manifest != computed.export_manifest:
+        notes.append(
+            "the export is not the one that the report was made from; figures are compared all the same"
+        )
+    if stated.inputs_digest is not None and inputs is None:
+        notes.append("the report was made with an inputs file: pass it with --inputs")
+    if stated.software != computed.software:
+        notes.append(f"made by {stated.software}, computed by {computed.software}")
+    refuted = audited.verdict == "refuted" or differences
+    return {
+        "verdict": "refuted" if refuted else audited.verdict,
+        "signature": "holds",
+        "export": audited.verdict,
+        "differences": [asdict(each) for each in differences],
+        "notes": notes,
+    }

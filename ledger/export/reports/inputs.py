@@ -1,0 +1,108 @@
+"""Owns what reports need and a log cannot know: a small file of values, each with who states it.
+
+    {"format": "tallystick-inputs", "version": 1, "stated_by": "Example Cloud GmbH, facilities",
+     "values": {"facility_energy_kwh": {"value": "1250000", "source": "meter M1, 2026-01"}}}
+
+Its digest is in the report, whose signature so covers it. Reports show each value as stated, never as
+measured. What a report asks for and the file does not have is a stated gap, never a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ledger.core.errors import InvalidError
+from ledger.export.reports.document import Text
+
+__all__ = ["Inputs", "Stated", "read_inputs"]
+
+MAX_INPUTS_BYTES = 1 << 20
+_is_decimal = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?").fullmatch
+
+
+class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One value: decimal text, or words, with its source."""
+
+    value: Text
+    source: Text
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    format: Literal["tallystick-inputs"]
+    version: Literal[1]
+    stated_by: Text
+    values: Annotated[dict[str, Stated], Meta(max_length=1024)]
+
+
+@dataclass
+class Inputs:
+    """The values, and which of them a report asked for. Used by one report.
+
+    Attributes:
+        digest: SHA-256 of the file; None without one.
+        used: name -> value of everything that was asked for and found.
+        missing: name -> what it is, of everything that was asked for in vain.
+    """
+
+    values: dict[str, Stated] = field(default_factory=dict)
+    stated_by: str = ""
+    digest: str | None = None
+    used: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def number(self, name: str, what: str) -> Fraction | None:
+        """The amount ``name``, or None; ``what`` says in words what is missing.
+
+        Raises:
+            InvalidError: it is there, but no decimal number.
+        """
+        text = self.text(name, what)
+        if text is None:
+            return None
+        if _is_decimal(text) is None:
+            where = f"inputs: {name}"
+            raise InvalidError(f"is {text!r}, not a decimal number", where=where, code="bad-inputs")
+        return Fraction(text)
+
+    def text(self, name: str, what: str) -> str | None:
+        """The words ``name``, or None."""
+        stated = self.values.get(name)
+        if stated is None:
+            self.missing[name] = what
+            return None
+        self.used[name] = f"{stated.value} ({stated.source})"
+        return stated.value
+
+
+def read_inputs(path: Path | None) -> Inputs:
+    """Read the file; without one, everything is missing.
+
+    Raises:
+        InvalidError: it is not an inputs file.
+    """
+    if path is None:
+        return Inputs()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidError(f"cannot be read: {error.strerror}", where=str(path), code="io") from None
+    if len(data) > MAX_INPUTS_BYTES:
+        raise InvalidError(f"has more than {MAX_INPUTS_BYTES} bytes", where=str(path), code="bad-inputs")
+    try:
+        file = msgspec.json.decode(data, type=_File)
+    except msgspec.MsgspecError as error:
+        raise InvalidError(
+            f"is not an inputs file: {error}",
+            where=str(path),
+            remedy="see the reference of reports for its form",
+            code="bad-inputs",
+        ) from None
+    return Inputs(file.values, file.stated_by, hashlib.sha256(data).hexdigest())

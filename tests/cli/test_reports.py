@@ -1,0 +1,120 @@
+"""`tallystick report`: make, verify, and what a verifier names when something was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import LedgerFolder, Run, json_of, run_command
+
+
+@pytest.fixture(scope="module")
+def made(ledger: LedgerFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reports")
+    assert run_command("export", "parquet", ledger.path, root / "export").exit_code == 0
+    assert run_command("keys", "generate", root / "reporter.pem").exit_code == 0
+    arguments = ("--subject", "Example", "--key", root / "reporter.pem", "--json")
+    told = json_of(run_command("report", "make", "sci", root / "export", root / "sci", *arguments))
+    assert told["records"] == len(ledger.records)
+    assert {"report.json", "report.cose", "report.pdf", "report.xlsx"} <= set(told["files"])
+    return root
+
+
+def verify(run: Run, root: Path, ledger: LedgerFolder, report: Path, export: Path | None = None):
+    result = run(
+        "report", "verify", report, "--key", root / "reporter.pem", "--export", export or root / "export",
+        "--log-key", ledger.path / "log.vkey", "--json",
+    )  # fmt: skip
+    return result.exit_code, json_of(result)
+
+
+def test_a_sound_report(made: Path, ledger: LedgerFolder, run: Run) -> None:
+    code, told = verify(run, made, ledger, made / "sci")
+    assert (code, told["verdict"], told["export"], told["differences"]) == (0, "sound", "sound", [])
+
+
+def test_a_changed_report_is_refuted(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(made / "sci", tmp_path / "sci")
+    text = (copy / "report.json").read_text()
+    (copy / "report.json").write_text(text.replace('"unit":"kWh","value":"', '"unit":"kWh","value":"9', 1))
+    assert (copy / "report.json").read_text() != text
+    code, told = verify(run, made, ledger, copy)
+    assert code == 1
+    assert "does not hold" in told["signature"]
+
+
+def test_a_figure_changed_and_signed_again_is_named(
+    made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path
+) -> None:
+    import msgspec
+
+    from ledger.export.reports import Report, sign_report
+    from ledger.keyfiles import load_private_key
+
+    copy = shutil.copytree(made / "sci", tmp_path / "sci")
+    data = json.loads((copy / "report.json").read_text())
+    figure = data["sections"][1]["figures"][0]
+    figure["value"] = "9" + figure["value"]
+    signed = sign_report(
+        msgspec.convert(data, Report), load_private_key(made / "reporter.pem"), issuer="Example"
+    )
+    for name, content in zip(("report.json", "report.cose"), signed, strict=True):
+        (copy / name).write_bytes(content)
+    code, told = verify(run, made, ledger, copy)
+    assert code == 1
+    (difference,) = told["differences"]
+    assert figure["name"] in difference["where"]
+    assert difference["stated"] == figure["value"]
+
+
+def test_a_changed_export_is_refuted(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(made / "export", tmp_path / "export")
+    file = next((copy / "records").rglob("*.parquet"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    result = run(
+        "report", "verify", made / "sci", "--key", made / "reporter.pem", "--export", copy,
+        "--log-key", ledger.path / "log.vkey", "--json",
+    )  # fmt: skip
+    assert result.exit_code in (1, 2)
+    assert result.exit_code == 1 or "error" in result.stdout
+
+
+def test_another_reporters_key(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    run("keys", "generate", tmp_path / "other.pem")
+    result = run(
+        "report", "verify", made / "sci", "--key", tmp_path / "other.pem", "--export", made / "export",
+        "--log-key", ledger.path / "log.vkey",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "another key" in result.stdout
+
+
+def test_nothing_is_written_over(made: Path, run: Run) -> None:
+    arguments = ("--subject", "X", "--key", made / "reporter.pem")
+    result = run("report", "make", "sci", made / "export", made / "sci", *arguments)
+    assert result.exit_code == 2
+    assert "remedy" in result.stderr
+
+
+def test_kinds_and_an_unknown_one(made: Path, run: Run, tmp_path: Path) -> None:
+    from ledger.export.reports import KINDS
+
+    assert [each["name"] for each in json_of(run("report", "kinds", "--json"))["kinds"]] == list(KINDS)
+    result = run(
+        "report",
+        "make",
+        "x",
+        made / "export",
+        tmp_path / "o",
+        "--subject",
+        "X",
+        "--key",
+        made / "reporter.pem",
+    )
+    assert result.exit_code == 2
+    assert "sci" in result.stderr
