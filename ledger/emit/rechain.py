@@ -82,10 +82,12 @@ def rechain(
     dropped = chain.head.dropped
     written = []
     held = []
+    damaged = []
     try:
         for seq, old in enumerate(olds, place.next_seq):
             spooled = _load(spool, old)
             if spooled is None:
+                damaged.append(spool.path_of(old))
                 missing = spool.lost_with(old)
                 if missing == DELIVERED:
                     raise RefusedError(
@@ -104,9 +106,8 @@ def rechain(
                         code="spool-corrupt",
                     )
                 lost += missing
-                payload: Payload = Heartbeat(
-                    seq=seq, prev=UNSET, issued_us=max(issued_us, _now_us()), dropped=missing
-                )
+                issued_us = issued_us or _issued_after(spool, olds, old)
+                payload: Payload = Heartbeat(seq=seq, prev=UNSET, issued_us=issued_us, dropped=missing)
                 body, session, settled = b"", _NO_SESSION, 0
             else:
                 payload, body = spooled.statement.payload, spooled.body
@@ -134,6 +135,9 @@ def rechain(
                 code="spool-unavailable",
             ) from error
         raise
+    for path in damaged:
+        with contextlib.suppress(FileNotFoundError):
+            spool.set_aside(path)
     chain.swap(place.next_seq, place.next_seq + len(written), last_leaf, dropped)
     for seq, count in held:
         spool.note_held(seq, count)
@@ -157,5 +161,9 @@ def _records(body: bytes, seq: int) -> bytes:
     return decoded[1]
 
 
-def _now_us() -> int:
+def _issued_after(spool: Spool, seqs: Sequence[int], lost: int) -> int:
+    """When the first statement after ``lost`` was signed, so that times do not step back; else now."""
+    for seq in seqs:
+        if seq > lost and (after := _load(spool, seq)) is not None:
+            return after.statement.payload.issued_us
     return time.time_ns() // 1000

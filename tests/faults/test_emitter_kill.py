@@ -10,27 +10,22 @@ import os
 import random
 import select
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from ledger import zstd
-from ledger.core.chain import ChainHead, next_head
-from ledger.core.records import decode_record_lines
-from ledger.core.statements import Batch, Heartbeat, decode_statement
 from ledger.emit import Recorder
 from ledger.emit.spool import Spool
 from tests.build import make_deployment
 from tests.emit.conftest import report
 from tests.emit.real_service import RealService, running_service
+from tests.faults.counting import account
 
 ROUNDS = int(os.environ.get("TALLYSTICK_FAULT_ROUNDS", "10"))
 SEED = int(os.environ.get("TALLYSTICK_FAULT_SEED", str(time.time_ns())))
@@ -147,21 +142,8 @@ def start(spool: Path, chance: random.Random) -> Killed:
 
 
 def check(folder: Path, killed: list[Killed], last_id: str) -> None:
-    with sqlite3.connect(f"file:{folder / 'ledger.db'}?mode=ro", uri=True) as database:
-        rows = database.execute(
-            "SELECT entry, records FROM statement WHERE issuer = ? ORDER BY leaf_index", (ISSUER,)
-        ).fetchall()
-    head = ChainHead()
-    logged: Counter[str] = Counter()
-    dropped = 0
-    for entry, block in rows:
-        statement = decode_statement(entry)
-        head = next_head(head, statement)  # no gap, no fork
-        if isinstance(statement.payload, Batch | Heartbeat):
-            dropped += statement.payload.dropped
-        if isinstance(statement.payload, Batch):
-            lines = zstd.decompress_bounded(block, 1 << 26)
-            logged.update(record.id for record in decode_record_lines(lines)[0])
+    found = account(folder, ISSUER)
+    logged, dropped = found.logged, found.dropped
     recorded = [record_id for each in killed for record_id in each.recorded] + [last_id]
     assert max(logged.values()) == 1
     assert len(set(recorded)) == len(recorded)
