@@ -98,6 +98,10 @@ engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
 litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers
 	$(LITELLM)/bin/python -m pytest tests/engines_litellm
 
+.PHONY: python-only
+python-only: $(STAMP) ## Run the tests of what the native part does without it
+	TALLYSTICK_NO_NATIVE=1 $(BIN)/python -m pytest tests/core tests/audit tests/test_vectors.py
+
 .PHONY: lint
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check .
