@@ -110,6 +110,7 @@ def test_overlapping_records_share_and_what_is_nobodys_is_told(
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
     first = recorder.begin()
     second = recorder.begin()
+    assert recorder.sync()  # the meter was read, so that the next window begins here
     dial.value = 300
     for id in (first, second):
         recorder.record(**report(), id=id)
