@@ -221,6 +221,41 @@ def test_cuts_do_not_matter(records, cut):
     assert records.the_record()["output_text"] == "Hello é€"
 
 
+def test_tool_calls_as_openais_client_sees_them(records):
+    """The small model here makes no calls, so the server is an app that answers as the API reference says."""
+    openai = pytest.importorskip("openai")
+    calls = [("get_weather", '{"city": "Paris"}'), ("get_time", "{}")]
+    parts = [chunk(role="assistant", content=None)]
+    for index, (name, arguments) in enumerate(calls):
+        function = {"name": name, "arguments": ""}
+        parts.append(
+            chunk(tool_calls=[{"index": index, "id": "c", "type": "function", "function": function}])
+        )
+        pieces = [
+            {"index": index, "function": {"arguments": each}} for each in (arguments[:3], arguments[3:])
+        ]
+        parts += [chunk(tool_calls=[piece]) for piece in pieces]
+    parts += [chunk("tool_calls"), END, DONE]
+    whole = [{"id": "c", "type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
+    message = {"role": "assistant", "content": None, "tool_calls": whole}
+    answer = ANSWER | {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    for stream, app in ((True, App(*parts, headers=EVENTS)), (False, App(json.dumps(answer).encode()))):
+        with serving(RecordingMiddleware(app, records), lifespan="off") as url:
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+            got = client.chat.completions.create(**CHAT, stream=stream)
+            if stream:
+                deltas = [each.choices[0].delta for each in got]
+                functions = [call.function for delta in deltas for call in delta.tool_calls or ()]
+            else:
+                functions = [call.function for call in got.choices[0].message.tool_calls]
+        record = records.the_record()
+        text = "".join((each.name or "") + (each.arguments or "") for each in functions)
+        assert record["output_text"] == text == "".join(name + arguments for name, arguments in calls)
+        assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+        assert record["finish_reason"] == "tool_calls"
+        records.clear()
+
+
 # --- ends ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ Without being asked, a server streams no usage and shows no token ids. So what a
 request where the client did not ask itself, and what the client did not ask for is taken out of the answer:
 
 - every stream of chat or completions: ``stream_options.include_usage`` (OpenAI's API reference), unless that
-  is switched off for a server that refuses it;
+  is switched off for a server that refuses it, or the engine tells the counts otherwise;
 - vLLM (0.10 to 0.32): ``return_token_ids``;
 - SGLang (0.5): ``return_input_ids_in_sglext`` and ``return_output_ids_in_sglext`` of chats, which are shown
   at the end, and ``return_token_ids`` of completions; ``stream_options.continuous_usage_stats``;
@@ -92,6 +92,8 @@ _EXTRAS: dict[str, tuple[Extra, ...]] = {
     ),
 }
 _CONTINUOUS_USAGE = {"sglang"}
+_COUNTED = {"llama.cpp"}
+"""Engines whose streams tell the counts of each token, so that their usage need not be asked for."""
 ENGINES = tuple(sorted(_EXTRAS))
 """Engines that are asked for more than others, by the name that a deployment has."""
 
@@ -159,7 +161,9 @@ def _ask(kind: Kind, body: Body, asking: Asking) -> tuple[Body, Added]:
     fields: set[str] = set()
     of_choices: set[str] = set()
     options, wanted = body.get("stream_options"), {}
-    if streamed and asking.usage and kind != "responses" and (options is None or isinstance(options, dict)):
+    counted = asking.ids and asking.engine in _COUNTED
+    sound = options is None or isinstance(options, dict)
+    if streamed and asking.usage and not counted and kind != "responses" and sound:
         wanted["include_usage"] = True
         if asking.ids and asking.engine in _CONTINUOUS_USAGE:
             wanted[_CONTINUOUS] = True
@@ -228,11 +232,13 @@ def hide(body: Body, added: Added, *, streamed: bool) -> Body | None:
 
 def _fields_of(body: Body, added: Added, streamed: bool) -> frozenset[str]:
     fields = added.fields
-    if streamed and body.get("choices"):
-        if added.continuous or (added.usage and body.get("usage", 0) is None):
-            fields |= {"usage"}
-        if _GOING in fields and any(mapping(each).get("finish_reason") for each in body["choices"]):
-            fields -= {_GOING}  # the last chunk of a choice has them either way
+    if _GOING in fields and (
+        not body.get("choices") or any(mapping(each).get("finish_reason") for each in body["choices"])
+    ):
+        fields -= {_GOING}  # the last chunk of a choice, and that of usage, have them either way
+    of_a_choice = streamed and bool(body.get("choices"))
+    if of_a_choice and (added.continuous or (added.usage and body.get("usage", 0) is None)):
+        fields |= {"usage"}
     return fields
 
 

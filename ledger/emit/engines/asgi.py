@@ -176,14 +176,18 @@ class RecordingMiddleware:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the recorder when the app starts, and close it when it ends."""
         await asyncio.to_thread(self._make)
-        try:
-            await self.app(scope, receive, send)
-        finally:
+
+        async def close_first(message: Message) -> None:
+            # Once the server has heard that the app ended, it waits for nothing more.
             made: Any = self._recorder
-            if made is not None:
+            if made is not None and message["type"] in _LAST:
                 await made.aclose()
+            await send(message)
+
+        await self.app(scope, receive, close_first)
 
 
+_LAST = ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
 _FRAMING = {b"content-length", b"transfer-encoding"}
 
 

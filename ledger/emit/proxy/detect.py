@@ -18,6 +18,7 @@ import urllib3
 
 from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.records import Adapter, Deployment
+from ledger.emit.compose import checked_deployment
 from ledger.emit.deployment_file import Deployments
 from ledger.emit.engines import llama_server, sglang, tgi
 from ledger.emit.engines._openai import Body, mapping, read_json, text_or_none
@@ -135,7 +136,7 @@ def _named(known: Deployment, models: Mapping[str, Any]) -> Deployments:
         name = str(row["id"])
         if row.get("parent"):
             by_name[name] = msgspec.structs.replace(known, adapters=(Adapter(name=name),))
-    return Deployments(known, by_name)
+    return Deployments(checked_deployment(known), by_name)
 
 
 def overridden(
@@ -151,7 +152,7 @@ def overridden(
     """What was found, with what the operator states.
 
     Raises:
-        InvalidError: neither tells the model and the engine.
+        InvalidError: neither tells the model and the engine, or a value has not its form.
     """
     stated = {
         name: value
@@ -168,11 +169,13 @@ def overridden(
     if found is not None:
         shared = {name: value for name, value in stated.items() if name not in ("model", "version")}
         models = {name: msgspec.structs.replace(each, **shared) for name, each in found.models.items()}
-        return Deployments(msgspec.structs.replace(found.default, **stated), models)
+        return Deployments(checked_deployment(msgspec.structs.replace(found.default, **stated)), models)
     if model is None or engine is None:
         raise InvalidError(
             "the upstream server does not tell what it is",
             remedy="state --model and --engine, or name a --deployment file",
             code="no-deployment",
         )
-    return Deployments(msgspec.structs.replace(Deployment(model=model, engine=engine), **stated))
+    return Deployments(
+        checked_deployment(msgspec.structs.replace(Deployment(model=model, engine=engine), **stated))
+    )

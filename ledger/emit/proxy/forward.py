@@ -201,9 +201,10 @@ class Forwarder:
                 async for data in response.content.iter_any():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except _TooLongError:
-            await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            if body.too_long and not started:
+                await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
+                return
             late = isinstance(error, TimeoutError)
             _logger.warning("%s %s: the upstream %s", scope["method"], scope["path"], _reason(error, late))
             if started:
@@ -211,14 +212,11 @@ class Forwarder:
             await _fail(send, 504 if late else 502, f"the upstream server {_reason(error, late)}")
 
 
-class _TooLongError(Exception):
-    """A body that did not tell its length passed the limit."""
-
-
 class _Body:
     """A request's body on its way to the upstream, and the client's end of the connection after that."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
+        self.too_long = False
         self._receive = receive
         self._limit = limit
         self._first = b""
@@ -251,7 +249,8 @@ class _Body:
             self._more = bool(message.get("more_body"))
             size += len(message.get("body", b""))
             if size > self._limit:
-                raise _TooLongError
+                self.too_long = True
+                raise aiohttp.ClientPayloadError("the body is too long")
             yield message.get("body", b"")
         self._sent.set()
 
