@@ -37,6 +37,11 @@ def tiny_llama() -> Path:
     return _made("tiny-llama", _tiny)
 
 
+def tiny_lora() -> Path:
+    """A folder with an adapter of random weights for ``tiny_llama()``, as peft writes them."""
+    return _made("tiny-lora", _lora)
+
+
 def _made(name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``name``, made under a lock and moved into place whole."""
     folder = MODELS / name
@@ -80,6 +85,24 @@ def _tiny(folder: Path) -> None:
         shutil.copy(source / name, folder)
 
 
+def _lora(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((tiny_llama() / "config.json").read_text())
+    width, heads, rank = config["hidden_size"], config["num_attention_heads"] * config["head_dim"], 8
+    torch.manual_seed(1)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
+        tensors[f"{name}A.weight"] = torch.randn(rank, width)
+        tensors[f"{name}B.weight"] = torch.randn(heads, rank)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter | {"target_modules": ["q_proj"]}))
+
+
 if __name__ == "__main__":
-    for each in (smollm2(), tiny_llama()):
+    for each in (smollm2(), tiny_llama(), tiny_lora()):
         print(each)

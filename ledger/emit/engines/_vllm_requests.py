@@ -159,6 +159,8 @@ class Requests:
             return
         if state is None:
             return
+        if state.lora_request is not None:
+            self._deployment_for(state.lora_request)  # so that a new adapter is identified when it is needed
         extra = getattr(request.sampling_params, "extra_args", None) or {}
         now_us = time.time_ns() // 1000
         arrived_us = int(request.arrival_time * 1_000_000)
