@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass
 
+import msgspec
 from msgspec import UNSET
 
 from ledger.core.errors import InvalidError
@@ -25,8 +25,7 @@ _MISSED_PART = 20
 _MAX_SOURCE = 256
 
 
-@dataclass(frozen=True)
-class Portion:
+class Portion(msgspec.Struct, frozen=True, gc=False):
     """What was attributed to one generation; None is unknown. ``counted_uj``: of it, what a meter counted."""
 
     id: str
@@ -35,22 +34,21 @@ class Portion:
     counted_uj: int = 0
 
 
-class _Flight:
+class _Flight(msgspec.Struct, gc=False):
     """One generation, from its beginning until all windows that it was active in are settled."""
 
-    __slots__ = (
-        "activity", "busy_us", "counted_uj", "energy_uj", "gone", "high_uj", "id", "low_uj", "missed_ns",
-        "presumed", "ranged", "wanted",
-    )  # fmt: skip
-
-    def __init__(self, id: str, begin: int) -> None:
-        self.id = id
-        self.activity = Activity(begin)
-        self.wanted = True  # a record waits for its portion
-        self.gone = False  # released or abandoned: whoever holds it still passes it over
-        self.presumed = self.ranged = False
-        self.energy_uj = self.low_uj = self.high_uj = self.counted_uj = self.busy_us = 0
-        self.missed_ns = 0  # of its time, in no window that could be divided
+    id: str
+    activity: Activity
+    wanted: bool = True  # a record waits for its portion
+    gone: bool = False  # released or abandoned: whoever holds it still passes it over
+    presumed: bool = False
+    ranged: bool = False
+    energy_uj: int = 0
+    low_uj: int = 0
+    high_uj: int = 0
+    counted_uj: int = 0
+    busy_us: int = 0
+    missed_ns: int = 0  # of its time, in no window that could be divided
 
 
 class Attributor:
@@ -70,7 +68,8 @@ class Attributor:
         self.rule = rule or Rule()
         self.unattributed_uj = 0  # counted energy that no record carries, and no statement has told
         self._method: Method = method
-        self._source = f"{source}; windows/{RULE_VERSION}"
+        self._source = f"{source}; windows/{RULE_VERSION}"[-_MAX_SOURCE:]
+        self._presumed_source = f"{self._source}, presumed in part"[-_MAX_SOURCE:]
         self._patience_ns = round(self.rule.patience_s * _NS_PER_S)
         self._longest_ns = round(self.rule.longest_s * _NS_PER_S)
         self._running: dict[str, _Flight] = {}
@@ -87,7 +86,7 @@ class Attributor:
 
     def begin(self, id: str, at_ns: int) -> None:
         """A generation begins."""
-        flight = self._running[id] = _Flight(id, at_ns)
+        flight = self._running[id] = _Flight(id, Activity(at_ns))
         heapq.heappush(self._oldest, (at_ns, id))
         self._enter(flight)
 
@@ -105,7 +104,7 @@ class Attributor:
         """
         flight = self._running.pop(id, None)
         if flight is None:
-            flight = _Flight(id, at_ns if begin_ns is None else begin_ns)
+            flight = _Flight(id, Activity(at_ns if begin_ns is None else begin_ns))
             flight.activity.finish(at_ns)
             self._enter(flight)
         else:
@@ -209,9 +208,11 @@ class Attributor:
         while self._coming and self._coming[0][0] < end:
             self._current.append(heapq.heappop(self._coming)[2])
         here = [flight for flight in self._current if not flight.gone]
-        for flight in here:
-            self._miss(flight, start)
-        active = [flight for flight in here if flight.activity.time_within(start, end)]
+        if self._settled_to != start:
+            for flight in here:
+                self._miss(flight, start)
+        # All began before the window's end.
+        active = [f for f in here if (stop := f.activity.end) is None or stop > start]
         if not window.is_known or start < self._gave_up_to:
             self.unattributed_uj += window.energy_uj or 0
             for flight in active:
@@ -280,11 +281,10 @@ class Attributor:
             if flight.wanted:
                 self._portions.append(Portion(flight.id, None, None))
             return
-        source = f"{self._source}, presumed in part" if flight.presumed else self._source
         energy = Energy(
             energy_uj=flight.energy_uj,
             method=self._method,
-            source=source[-_MAX_SOURCE:],
+            source=self._presumed_source if flight.presumed else self._source,
             low_uj=flight.low_uj if flight.ranged else UNSET,
             high_uj=flight.high_uj if flight.ranged else UNSET,
         )

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from msgspec import UNSET
 
 from ledger.core.errors import InvalidError
@@ -106,21 +107,19 @@ class Window:
         return self.energy_uj is not None or self.power_mw is not None
 
 
-class Activity:
-    """When one generation was active, and how its tokens weigh over that time.
+class Activity(msgspec.Struct, gc=False):
+    """When one generation was active, in steady nanoseconds, and how its tokens weigh over that time.
 
-    Args:
-        begin: steady nanoseconds.
+    Without ``end`` it runs; ``known`` says whether its weights are. Thousands live at a time: they are kept
+    out of the garbage collector's sight: they refer to nothing.
     """
 
-    __slots__ = ("begin", "decode", "end", "first", "known", "prefill")
-
-    def __init__(self, begin: int) -> None:
-        self.begin = begin
-        self.end: int | None = None  # None: it runs
-        self.first: int | None = None
-        self.prefill = self.decode = 0
-        self.known = False
+    begin: int
+    end: int | None = None
+    first: int | None = None
+    prefill: int = 0
+    decode: int = 0
+    known: bool = False
 
     def finish(self, at: int) -> None:
         """It ended; whatever the clock says, nothing takes no time."""
