@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,20 +135,39 @@ def serve(
                 ssl_keyfile=key,
             )
         )
-        try:
-            server.run()
-        except SystemExit:  # uvicorn has logged why
+        _run(server)
+        if not server.started:
             raise UnavailableError(
-                f"{options.host}:{options.port} could not be served",
-                remedy="see the log above; perhaps another program has the port",
+                "the proxy did not start",
+                where=f"{options.host}:{options.port}",
+                remedy="see its log; perhaps the port is in use",
                 code="not-started",
-            ) from None
-        except KeyboardInterrupt:  # raised again by uvicorn when it is done
-            pass
+            )
     finally:
         delivered = recorder.close(_FLUSH_S)
         _logger.info("stopped; %d statements wait in the spool", recorder.status().spooled)
     return delivered
+
+
+def _run(server: uvicorn.Server) -> None:
+    """Run the server and come back, also after a signal.
+
+    uvicorn raises the signal that stopped it again once it is done; without a handler of ours, that would end
+    the process before the last records are sealed.
+    """
+
+    def quiet(*_: Any) -> None:
+        """The server has stopped already."""
+
+    before = {each: signal.signal(each, quiet) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run()
+    except SystemExit:
+        if server.started:
+            raise
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _with_weights(deployment: Deployment, path: Path) -> Deployment:
