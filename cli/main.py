@@ -25,6 +25,7 @@ from cli import (
     reports,
     serve,
     spool,
+    trace,
     verify,
 )
 from cli.errors import Commands
@@ -92,6 +93,7 @@ app.add_typer(export.app, name="export")
 app.add_typer(reports.app, name="report")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
+command(app, *trace.EXAMPLES)(trace.trace)
 command(app, *doctor.EXAMPLES)(doctor.doctor)
 command(app, *completeness.EXAMPLES)(completeness.completeness)
 command(app, *query.QUERY_EXAMPLES)(query.query)

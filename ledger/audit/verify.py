@@ -16,6 +16,7 @@ from ledger.audit.export import ExportSource
 from ledger.audit.record_proof import RecordProof, decode_record_proof
 from ledger.audit.report import AuditReport, Finding, Findings, Gap, Verdict
 from ledger.audit.run import audit, parse_log_key
+from ledger.audit.trace import verify_trace
 from ledger.core import cose
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
@@ -27,11 +28,14 @@ from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
 from ledger.core.records import Record, decode_record, record_hash
 from ledger.core.statements import Batch, SignedStatement, decode_statement, verify_statement
 from ledger.core.tlog_proof import parse_tlog_proof, verify_tlog_proof
+from ledger.core.trace import decode_trace
 
 __all__ = ["VerifyReport", "verify_data", "verify_file"]
 
 MAX_EVIDENCE_BYTES = 2 * MAX_NOTE_BYTES + (1 << 20)
 """A tlog-proof with cosignatures is the largest; everything else stays far below."""
+_TRACE_MARK_BYTES = 64
+"""A trace says what it is at its beginning."""
 _PROOF_HEADER = b"c2sp.org/tlog-proof@"
 _COSE_SIGN1 = b"\xd2"
 _SIGNATURE_LINES = "\n\n\u2014 ".encode()
@@ -203,6 +207,9 @@ class _Check:
                 self._bare_receipt(data)
             else:
                 self._transparent(data)
+        elif data.startswith(b"{") and b'"tallystick-trace"' in data[:_TRACE_MARK_BYTES]:
+            self.kind = "trace"
+            self._trace(data)
         elif data.startswith(b"{"):
             self.kind = "record-proof"
             self._record_proof(data)
@@ -347,6 +354,20 @@ class _Check:
                 )
         self._proven_checkpoint(checkpoint)
         self._issuer(statement)
+
+    def _trace(self, data: bytes) -> None:
+        traced = verify_trace(decode_trace(data), self._log_key)
+        usage, deployment = traced.record.usage, traced.deployment
+        self.proves.append(
+            f"record {traced.record.id} ({usage.input_tokens} input, {usage.output_tokens} output tokens) "
+            f"is, to the byte, in {_named(traced.statement)}, which the log has and the issuer signed"
+        )
+        self.proves.append(
+            f"it names the model {deployment.model} on {deployment.engine}, as published in the log"
+        )
+        for later in (*traced.corrections, *traced.evaluations):
+            self.proves.append(f"later: {_named(later)}")
+        self._proven_checkpoint(traced.checkpoint)
 
     def _record(self, proof: RecordProof, statement: SignedStatement) -> Record:
         batch = statement.payload

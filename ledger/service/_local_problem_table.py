@@ -301,6 +301,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Use one that `tallystick report kinds` lists.",
     ),
     (
+        "bad-trace", 422, "Trace does not verify",
+        "A part of the trace of a record does not follow from the log.",
+        "Make the trace again from an export that verifies; keep this one as evidence.",
+    ),
+    (
         "no-export", 400, "Not an export",
         "The folder has no manifest of an export.",
         "Make an export with `tallystick export parquet`, and name its folder.",

@@ -94,3 +94,14 @@ def test_completeness(export: Path, ledger: LedgerFolder, run: Run) -> None:
     assert result.exit_code == 0
     assert issuer["issuer"] in result.stdout
     assert ("gap:" in result.stdout) == bool(told["gaps"])
+
+
+def test_trace(export: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    arguments = ("trace", export, ledger.records[0].id, "--log-key", ledger.path / "log.vkey")
+    result = run(*arguments, "--page", tmp_path / "t.html", "--save", tmp_path / "t.json")
+    assert result.exit_code == 0, result.output
+    assert ledger.records[0].deployment in result.stdout
+    assert b"Content-Security-Policy" in (tmp_path / "t.html").read_bytes()
+    verified = run("verify", tmp_path / "t.json", "--log-key", ledger.path / "log.vkey", "--json")
+    assert (verified.exit_code, json_of(verified)["kind"]) == (0, "trace")
+    assert run("trace", export, "nobody", "--log-key", ledger.path / "log.vkey").exit_code == 2
