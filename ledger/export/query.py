@@ -19,7 +19,7 @@ from ledger.export.reading import open_export
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["DIMENSIONS", "FIGURES", "PERCENTILES", "Question", "ask", "conditions"]
+__all__ = ["DIMENSIONS", "FIGURES", "FILTERS", "PERCENTILES", "Question", "ask", "conditions"]
 
 DIMENSIONS: Mapping[str, str] = {
     "hour": "strftime(date_trunc('hour', started_at), '%Y-%m-%dT%H:00:00Z')",
@@ -45,6 +45,9 @@ DIMENSIONS: Mapping[str, str] = {
     "currency": "currency",
 }
 """What can be grouped by and filtered on, and its SQL. A week is named by its Monday; all times are UTC."""
+
+FILTERS: Mapping[str, str] = {**DIMENSIONS, "record": "id"}
+"""What can be filtered on: besides, one record by its id."""
 
 FIGURES = (
     "cached_input_tokens",
@@ -80,7 +83,8 @@ class Question:
 
     Attributes:
         by: dimensions to group by, in order; none gives one row.
-        where: dimension -> values, of which a record must have one; an empty string asks for absence.
+        where: dimension, or ``record``, -> values, of which a record must have one; an empty string asks
+            for absence.
         from_us: records started then or later, Unix microseconds.
         to_us: records started before.
         corrected: whether restated figures replace those first logged.
@@ -104,14 +108,15 @@ def ask(export: Path | duckdb.DuckDBPyConnection, question: Question) -> list[di
     Raises:
         InvalidError: an unknown dimension, or no export.
     """
-    for name in (*question.by, *question.where):
-        if name not in DIMENSIONS:
-            raise InvalidError(
-                f"cannot group by or filter on {name!r}",
-                where="query",
-                remedy=f"use {', '.join(DIMENSIONS)}",
-                code="bad-parameter",
-            )
+    for names, known in ((question.by, DIMENSIONS), (question.where, FILTERS)):
+        for name in names:
+            if name not in known:
+                raise InvalidError(
+                    f"cannot group by or filter on {name!r}",
+                    where="query",
+                    remedy=f"use {', '.join(known)}",
+                    code="bad-parameter",
+                )
     sql, parameters = _sql(question)
     if isinstance(export, Path):
         with open_export(export) as connection:
@@ -152,8 +157,8 @@ def conditions(question: Question) -> tuple[str, list[Any]]:
             parameters.append(bound)
     for name, values in question.where.items():
         chosen = [value for value in values if value]
-        either = [f"{DIMENSIONS[name]} IN ({', '.join('?' * len(chosen))})"] if chosen else []
-        either += [f"{DIMENSIONS[name]} IS NULL"] if len(chosen) < len(values) else []
+        either = [f"{FILTERS[name]} IN ({', '.join('?' * len(chosen))})"] if chosen else []
+        either += [f"{FILTERS[name]} IS NULL"] if len(chosen) < len(values) else []
         parts.append(f"({' OR '.join(either) or 'false'})")
         parameters += chosen
     return (f" WHERE {' AND '.join(parts)}" if parts else ""), parameters

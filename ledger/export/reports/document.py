@@ -138,6 +138,7 @@ class Report(_Part, frozen=True, omit_defaults=False):
     completeness: tuple[Text, ...]
     gaps: tuple[Text, ...]
     inputs: dict[str, str]
+    inputs_stated_by: Text | None
     inputs_digest: Hex32 | None
     sections: tuple[Section, ...]
     format: Literal["tallystick-report"] = "tallystick-report"

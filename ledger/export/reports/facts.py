@@ -7,17 +7,17 @@ agree with each other and with a plain sum over the records.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
 from ledger.core.export_layout import MANIFEST_FILE, Manifest
-from ledger.core.records import FactorSet
-from ledger.export.completeness import completeness
+from ledger.core.records import Deployment, FactorSet, document_digest
+from ledger.export.completeness import Completeness, completeness
 from ledger.export.query import Question, ask, conditions
 from ledger.export.reading import open_export
 from ledger.export.reports.document import Scope, UsedFactors
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import duckdb
 
 __all__ = ["Facts", "open_facts"]
+
+_D = TypeVar("_D", Deployment, FactorSet)
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Facts:
     manifest_digest: str
     connection: duckdb.DuckDBPyConnection
     _answers: dict[tuple[Any, ...], list[dict[str, Any]]] = field(default_factory=dict)
+    _told: Completeness | None = None
 
     @property
     def from_us(self) -> int | None:
@@ -86,16 +89,36 @@ class Facts:
         """Records by how their energy is known; ``unknown`` where they state none."""
         return {row["method"] or "unknown": row["records"] for row in self.rows("method")}
 
+    def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows that one of our own queries gives."""
+        found = self.connection.execute(sql, list(parameters))
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
+
+    def scoped(self, select: str, after: str = "") -> list[dict[str, Any]]:
+        """``SELECT select FROM (the records of the scope) after``."""
+        condition, parameters = conditions(
+            Question(where=self.scope.where, from_us=self.from_us, to_us=self.to_us)
+        )
+        return self.fetch(
+            f"SELECT {select} FROM (SELECT * FROM records_corrected{condition}) {after}",  # noqa: S608
+            parameters,
+        )
+
     def factor_sets(self) -> dict[str, FactorSet]:
         """The factor sets in the log, by digest."""
-        found = self.connection.execute(
-            "SELECT payload -> '$.factors' FROM statements WHERE kind = 'factors' ORDER BY leaf_index"
-        ).fetchall()
-        sets = {}
-        for (text,) in found:
-            made = msgspec.json.decode(text, type=FactorSet)
-            sets[_digest_of(made)] = made
-        return sets
+        return {document_digest(made): made for made in self._documents("factors", FactorSet)}
+
+    def deployments(self) -> dict[str, Deployment]:
+        """The deployments in the log, by digest."""
+        return {document_digest(made): made for made in self._documents("deployment", Deployment)}
+
+    def _documents(self, kind: str, of: type[_D]) -> list[_D]:
+        found = self.fetch(
+            "SELECT payload -> ('$.' || kind) AS text FROM statements WHERE kind = $1 ORDER BY leaf_index",
+            [kind],
+        )
+        return [msgspec.json.decode(row["text"], type=of) for row in found]
 
     def used_factors(self) -> tuple[UsedFactors, ...]:
         """The factor sets that records of the scope name, by digest."""
@@ -118,30 +141,28 @@ class Facts:
             )
         return tuple(used)
 
+    def told(self) -> Completeness:
+        """What the export covers of the period."""
+        if self._told is None:
+            self._told = completeness(self.directory, from_us=self.from_us, to_us=self.to_us)
+        return self._told
+
     def gaps(self) -> tuple[str, ...]:
         """What the export does not cover of the period, in words."""
-        told = completeness(self.directory, from_us=self.from_us, to_us=self.to_us)
-        return told.gaps
+        return self.told().gaps
 
     def coverage(self) -> tuple[str, ...]:
         """What the export has of each issuer's chain, in words."""
-        told = completeness(self.directory, from_us=self.from_us, to_us=self.to_us)
         return tuple(
             f"{each.issuer}: statements {each.first_seq} to {each.last_seq}, {each.batches:,} batches, "
             f"{each.records:,} records, {each.dropped:,} dropped, {each.late_records:,} late, "
             f"{each.corrected_records:,} restated, {each.erased_records:,} erased"
-            for each in told.issuers
+            for each in self.told().issuers
         )
 
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
-
-
-def _digest_of(made: FactorSet) -> str:
-    from ledger.core.records import document_digest
-
-    return document_digest(made)
 
 
 def _cited(source: Any) -> str:

@@ -6,32 +6,48 @@ half away from zero to the stated number of places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
 from ledger.export.reports.document import Figure, decimal
+from ledger.export.reports.inputs import Asked, Inputs
 
 __all__ = [
     "CARBON_KG",
     "CARBON_MARKET_KG",
+    "CARBON_MARKET_T",
+    "CARBON_T",
     "EMBODIED_KG",
+    "EMBODIED_T",
     "ENERGY_KWH",
+    "ENERGY_MWH",
     "WATER_L",
+    "WATER_M3",
     "Quantity",
+    "Sum",
+    "added",
+    "asked",
     "count",
     "coverage_of",
+    "derived",
     "missing",
     "per",
+    "share",
     "stated",
+    "sum_of",
     "total",
+    "whole",
 ]
 
 PLACES = 6
 """Decimal places of totals: a millionth of a kWh, kg or litre."""
+_FINE_PLACES = 9
+"""The same for MWh, tonnes and cubic metres."""
+_NOWHERE = "no record of the scope states it"
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Quantity:
     divisor: int
     low: str | None = None
     high: str | None = None
+    places: int = PLACES
 
 
 ENERGY_KWH = Quantity(
@@ -70,6 +87,89 @@ EMBODIED_KG = Quantity("carbon_embodied", "Embodied carbon of the hardware", "em
 WATER_L = Quantity("water", "Water", "water_nl", "l", 10**9)
 
 
+def _thousand(of: Quantity, unit: str) -> Quantity:
+    return replace(of, unit=unit, divisor=1000 * of.divisor, places=_FINE_PLACES)
+
+
+ENERGY_MWH = _thousand(ENERGY_KWH, "MWh")
+CARBON_T = _thousand(CARBON_KG, "t CO2e")
+CARBON_MARKET_T = _thousand(CARBON_MARKET_KG, "t CO2e")
+EMBODIED_T = _thousand(EMBODIED_KG, "t CO2e")
+WATER_M3 = _thousand(WATER_L, "m3")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """An exact total in a report's unit, of ``having`` out of ``records`` records."""
+
+    value: Fraction
+    low: Fraction
+    high: Fraction
+    having: int
+    records: int
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(
+            self.value + other.value,
+            self.low + other.low,
+            self.high + other.high,
+            self.having + other.having,
+            self.records + other.records,
+        )
+
+
+def sum_of(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Sum | None:
+    """The total of ``quantity`` over groups of records; None if no record states it."""
+    stating = [row for row in rows if quantity.column in row]
+    if not stating:
+        return None
+
+    def over(column: str | None) -> Fraction:
+        return Fraction(sum(row[column or quantity.column] for row in stating), quantity.divisor)
+
+    return Sum(
+        value=over(None),
+        low=over(quantity.low),
+        high=over(quantity.high),
+        having=sum(row[f"{quantity.column}_records"] for row in stating),
+        records=sum(row["records"] for row in rows),
+    )
+
+
+def derived(
+    name: str,
+    label: str,
+    unit: str,
+    found: Sum | None,
+    *,
+    derivation: str,
+    places: int = PLACES,
+    ranged: bool = True,
+    why: str = _NOWHERE,
+    reference: str | UnsetType = UNSET,
+) -> Figure:
+    """A figure of the log from an exact total."""
+    if found is None:
+        return missing(name, label, unit, why, derivation, reference)
+    return Figure(
+        name=name,
+        label=label,
+        unit=unit,
+        value=decimal(found.value, places),
+        low=decimal(found.low, places) if ranged else UNSET,
+        high=decimal(found.high, places) if ranged else UNSET,
+        coverage=_covered(found),
+        derivation=derivation,
+        reference=reference,
+    )
+
+
+def _covered(found: Sum) -> str | UnsetType:
+    if found.having == found.records:
+        return UNSET
+    return f"{found.having:,} of {found.records:,} records state it"
+
+
 def coverage_of(row: Mapping[str, Any], column: str) -> str | UnsetType:
     """``n of m records``, where not all records have ``column``; absent where all do."""
     having, records = row.get(f"{column}_records", 0), row["records"]
@@ -77,33 +177,30 @@ def coverage_of(row: Mapping[str, Any], column: str) -> str | UnsetType:
 
 
 def total(
-    row: Mapping[str, Any],
+    rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     quantity: Quantity,
     *,
     name: str = "",
     label: str = "",
+    over: str = "the records of the scope",
+    why: str = _NOWHERE,
     reference: str | UnsetType = UNSET,
 ) -> Figure:
-    """The sum of ``quantity`` over a row of totals, with its range; a gap where no record states it."""
-    name, label = name or quantity.name, label or quantity.label
-    derivation = f"sum of {quantity.column} over the records of the scope / {quantity.divisor:,}"
-    if quantity.column not in row:
-        return missing(name, label, quantity.unit, "no record of the scope states it", derivation, reference)
-    return Figure(
-        name=name,
-        label=label,
-        unit=quantity.unit,
-        value=_scaled(row[quantity.column], quantity),
-        low=UNSET if quantity.low is None else _scaled(row[quantity.low], quantity),
-        high=UNSET if quantity.high is None else _scaled(row[quantity.high], quantity),
-        coverage=coverage_of(row, quantity.column),
-        derivation=derivation,
+    """The sum of ``quantity`` over rows of totals, with its range; a gap where no record states it.
+
+    ``over`` says in words which records the rows are of.
+    """
+    return derived(
+        name or quantity.name,
+        label or quantity.label,
+        quantity.unit,
+        sum_of([rows] if isinstance(rows, Mapping) else rows, quantity),
+        derivation=f"sum of {quantity.column} over {over} / {quantity.divisor:,}",
+        places=quantity.places,
+        ranged=quantity.low is not None,
+        why=why,
         reference=reference,
     )
-
-
-def _scaled(value: int, quantity: Quantity) -> str:
-    return decimal(Fraction(value, quantity.divisor), PLACES)
 
 
 def per(
@@ -209,6 +306,95 @@ def stated(
         derivation=derivation,
         basis=basis,
         reference=reference,
+    )
+
+
+def asked(inputs: Inputs, name: str, of: Asked) -> Figure:
+    """The figure that the inputs file states under ``name``."""
+    return stated(
+        name,
+        of.what[:1].upper() + of.what[1:],
+        of.unit or "",
+        inputs.number(name, of.what),
+        derivation=f"inputs: {name}",
+        reference=of.reference or UNSET,
+    )
+
+
+def added(
+    name: str,
+    label: str,
+    unit: str,
+    parts: Mapping[str, Sum | Fraction | None],
+    *,
+    places: int = PLACES,
+    basis: Literal["log", "log and inputs"] = "log and inputs",
+    reference: str | UnsetType = UNSET,
+) -> Figure:
+    """The sum of named parts, each from the log or from the inputs; a gap where one of them is missing."""
+    derivation = "sum of: " + "; ".join(parts)
+    lacking = [part for part, value in parts.items() if value is None]
+    if lacking:
+        why = f"missing: {'; '.join(lacking)}"
+        return Figure(
+            name=name,
+            label=label,
+            unit=unit,
+            gap=why,
+            derivation=derivation,
+            basis=basis,
+            reference=reference,
+        )
+    sums = [value for value in parts.values() if isinstance(value, Sum)]
+    plain = sum((value for value in parts.values() if isinstance(value, Fraction)), Fraction(0))
+    having, records = sum(each.having for each in sums), sum(each.records for each in sums)
+    return Figure(
+        name=name,
+        label=label,
+        unit=unit,
+        value=decimal(plain + sum(each.value for each in sums), places),
+        low=decimal(plain + sum(each.low for each in sums), places),
+        high=decimal(plain + sum(each.high for each in sums), places),
+        coverage=UNSET if having == records else "not all records state every part; see the parts",
+        derivation=derivation,
+        basis=basis,
+        reference=reference,
+    )
+
+
+def share(
+    name: str,
+    label: str,
+    part: Sum | Fraction | None,
+    of: Fraction | None,
+    *,
+    derivation: str,
+    unit: str = "%",
+    times: int = 100,
+    both: bool = True,
+    why: str,
+    reference: str | UnsetType = UNSET,
+) -> Figure:
+    """``part / of * times``; a gap (``why``) where either is missing or ``of`` is zero."""
+    value = part.value if isinstance(part, Sum) else part
+    return stated(
+        name,
+        label,
+        unit,
+        None if value is None or not of else times * value / of,
+        derivation=derivation,
+        both=both,
+        why=why,
+        reference=reference,
+    )
+
+
+def whole(
+    name: str, label: str, unit: str, value: int, derivation: str, reference: str | UnsetType = UNSET
+) -> Figure:
+    """A count."""
+    return Figure(
+        name=name, label=label, unit=unit, value=str(value), derivation=derivation, reference=reference
     )
 
 

@@ -22,10 +22,27 @@ from msgspec import Meta
 from ledger.core.errors import InvalidError
 from ledger.export.reports.document import Text
 
-__all__ = ["Inputs", "Stated", "read_inputs"]
+__all__ = ["Asked", "Inputs", "Stated", "read_inputs"]
 
 MAX_INPUTS_BYTES = 1 << 20
 _is_decimal = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?").fullmatch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A value that a report asks for.
+
+    Attributes:
+        what: what it is, in words; told as a gap where it is not given.
+        unit: of an amount; None for words.
+        reference: what asks for it.
+        needed: whether its absence is a gap. Without one that is not needed, a stated rule holds.
+    """
+
+    what: str
+    unit: str | None
+    reference: str = ""
+    needed: bool = True
 
 
 class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,11 +89,12 @@ class Inputs:
             raise InvalidError(f"is {text!r}, not a decimal number", where=where, code="bad-inputs")
         return Fraction(text)
 
-    def text(self, name: str, what: str) -> str | None:
-        """The words ``name``, or None."""
+    def text(self, name: str, what: str | None) -> str | None:
+        """The words ``name``, or None; then ``what`` is missing, unless that is None too."""
         stated = self.values.get(name)
         if stated is None:
-            self.missing[name] = what
+            if what is not None:
+                self.missing[name] = what
             return None
         self.used[name] = f"{stated.value} ({stated.source})"
         return stated.value

@@ -16,7 +16,7 @@ from ledger import __version__
 from ledger.core.errors import InvalidError
 from ledger.export.reports.document import Report, Scope, Section
 from ledger.export.reports.facts import Facts, open_facts
-from ledger.export.reports.inputs import Inputs, read_inputs
+from ledger.export.reports.inputs import Asked, Inputs, read_inputs
 
 __all__ = ["KINDS", "Difference", "Kind", "compare", "kind_of", "make_report"]
 
@@ -27,12 +27,13 @@ KINDS = tuple(name.replace("_", "-") for name in _MODULES)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of report. ``build`` makes its sections."""
+    """A kind of report. ``build`` makes its sections; ``inputs`` is what it asks the inputs file for."""
 
     name: str
     title: str
     standard: str
     build: Callable[[Facts, Inputs], tuple[Section, ...]]
+    inputs: Mapping[str, Asked]
 
 
 def kind_of(name: str) -> Kind:
@@ -46,7 +47,7 @@ def kind_of(name: str) -> Kind:
             f"there is no report {name!r}", remedy=f"use one of {', '.join(KINDS)}", code="bad-report-kind"
         )
     module = importlib.import_module(f"ledger.export.reports.{name.replace('-', '_')}")
-    return Kind(name, module.TITLE, module.STANDARD, module.build)
+    return Kind(name, module.TITLE, module.STANDARD, module.build, module.INPUTS)
 
 
 def make_report(
@@ -87,6 +88,7 @@ def make_report(
             gaps=(*facts.gaps(), *(f"not stated: {what}" for what in given.missing.values())),
             inputs=dict(given.used),
             inputs_digest=given.digest,
+            inputs_stated_by=given.stated_by or None,
             sections=sections,
         )
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -10,13 +11,13 @@ from msgspec import UNSET
 from ledger.export.reports import figures as fig
 from ledger.export.reports.document import Column, Figure, Section, Table, decimal
 from ledger.export.reports.facts import Facts
-from ledger.export.reports.inputs import Inputs
+from ledger.export.reports.inputs import Asked, Inputs
 
-__all__ = ["KIND", "STANDARD", "TITLE", "build"]
+__all__ = ["INPUTS", "STANDARD", "TITLE", "build"]
 
-KIND = "sci"
 TITLE = "Software Carbon Intensity"
 STANDARD = "ISO/IEC 21031:2024, Information technology - Software Carbon Intensity (SCI) specification"
+INPUTS: Mapping[str, Asked] = {}
 
 _NG_PER_MG = 10**6
 

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from ledger.export.reports.document import Report, Scope
 
-__all__ = ["basis_rows", "period"]
+__all__ = ["basis_rows", "period", "time_of"]
 
 
 def basis_rows(report: Report) -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def basis_rows(report: Report) -> list[tuple[str, str]]:
     rows += [("Gap", text) for text in report.gaps] or [("Gap", "none known")]
     rows += [("Stated input", f"{name} = {value}") for name, value in sorted(report.inputs.items())]
     if report.inputs_digest is not None:
-        rows.append(("Inputs file", f"SHA-256 {report.inputs_digest}"))
+        rows.append(("Inputs file", f"stated by {report.inputs_stated_by}, SHA-256 {report.inputs_digest}"))
     rows.append(
         (
             "How to check",
@@ -50,12 +50,13 @@ def basis_rows(report: Report) -> list[tuple[str, str]]:
 
 def period(scope: Scope) -> str:
     """The period in words."""
-    begin = "the beginning" if scope.from_us is UNSET else _time(scope.from_us)
-    end = "the end of the export" if scope.to_us is UNSET else f"before {_time(scope.to_us)}"
+    begin = "the beginning" if scope.from_us is UNSET else time_of(scope.from_us)
+    end = "the end of the export" if scope.to_us is UNSET else f"before {time_of(scope.to_us)}"
     return f"from {begin} to {end}"
 
 
-def _time(us: int) -> str:
+def time_of(us: int) -> str:
+    """A time in words, UTC, to the second."""
     when = datetime.fromtimestamp(us // 1_000_000, UTC)
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
