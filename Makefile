@@ -17,6 +17,8 @@ ENGINES_PYTHON ?= python3.11
 LITELLM := .venv-litellm
 LITELLM_STAMP := $(LITELLM)/.installed
 DEMO_DIR ?= demo-data
+SAMPLE_DIR ?= sample-data
+SAMPLE_RECORDS ?= 2000000
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
 
@@ -131,6 +133,10 @@ fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
 .PHONY: faults
 faults: $(STAMP) ## Kill the service and the recorder again and again; lose nothing (FAULT_ROUNDS=20)
 	TALLYSTICK_FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -m faults --timeout 3600 tests/faults
+
+.PHONY: sample
+sample: $(STAMP) ## Write a month of made-up traffic into a new ledger (SAMPLE_DIR=sample-data SAMPLE_RECORDS=2000000)
+	$(BIN)/python -m benchmarks.sample $(SAMPLE_DIR) --records $(SAMPLE_RECORDS)
 
 .PHONY: bench
 bench: $(STAMP) ## Measure this machine
