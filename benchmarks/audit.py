@@ -1,6 +1,8 @@
 """Auditing a database of one million records, pinned to one core: everything is checked, nothing is sampled.
 
-The log is made by the real sequencer from batches of 256 records; then a fresh look at its file is timed.
+The log is made by the real sequencer from batches of 256 records, another from batches of 1,024, nearer to
+what an emitter seals under load. A fresh look at each file is timed, and one at the first without the native
+part.
 """
 
 from __future__ import annotations
@@ -8,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import BATCH, TENANTS, Issuer, make_records
+from ledger import native
 from ledger.audit import audit
 from ledger.audit.database import SqliteSource
 from ledger.core import statements as st
@@ -23,6 +28,7 @@ from ledger.store import Limits, Prepared, Sequencer, migrate, open_store, prepa
 from ledger.store.append import create_log
 
 RECORDS = 1_000_000
+LARGE_BATCH = 1_024
 ISSUERS = 4
 IN_FLIGHT = 64
 """Statements that wait for one commit, as behind a busy service."""
@@ -95,14 +101,37 @@ def measure(path: Path, vkey: str, *, repeats: int = 3, evidence_only: bool = Fa
     }
 
 
+def _measure_python(path: Path, vkey: str) -> dict[str, Any]:
+    """``measure`` in a process without the native part."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.audit", str(path), vkey],
+        env=os.environ | {"TALLYSTICK_NO_NATIVE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
 def run(records: int = RECORDS) -> dict[str, Any]:
     """Records audited per second on one core."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ledger.db"
+        path, large = Path(folder) / "ledger.db", Path(folder) / "large.db"
         vkey = write_log(path, records)
         evidence = measure(path, vkey, evidence_only=True)
-        return measure(path, vkey) | {"evidence_only_per_s": evidence["records_per_s"]}
+        figures = measure(path, vkey)
+        in_python = _measure_python(path, vkey)
+        large_vkey = write_log(large, records, batch=LARGE_BATCH)
+        in_large = measure(large, large_vkey)
+    return figures | {
+        "native": native.parsing is not None,
+        "evidence_only_per_s": evidence["records_per_s"],
+        "python_only_per_s": in_python["records_per_s"],
+        f"batch_{LARGE_BATCH}_per_s": in_large["records_per_s"],
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    arguments = sys.argv[1:]
+    print(json.dumps(measure(Path(arguments[0]), arguments[1]) if arguments else run(), indent=2))

@@ -54,7 +54,10 @@ def run() -> dict[str, Any]:
             _closure(requirement.name, sizes)
     root = Path(__file__).resolve().parent.parent
     sizes["tallystick"] = sum(
-        f.stat().st_size for top in ("ledger", "cli") for f in (root / top).rglob("*.py")
+        f.stat().st_size
+        for top in ("ledger", "cli")
+        for kind in ("*.py", "*.pyi", "*.so")
+        for f in (root / top).rglob(kind)
     )
     return {"import_ms": statistics.median(times) * 1000, "install_mb": sum(sizes.values()) / 1e6} | {
         f"{name} (kB)": size // 1000 for name, size in sorted(sizes.items(), key=lambda item: -item[1])

@@ -37,6 +37,11 @@ def pack_tokens(tokens: Iterable[int], /) -> bytes | None:
 def shake256(data: bytes, size: int, /) -> bytes:
     """``size`` bytes of SHAKE256 over fewer than 136 bytes."""
 
+def unmatched(
+    ids: tuple[bytes, ...], first: int, rows: list[tuple[Any, ...]], /
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]] | None:
+    """The pairs (id, place), places from ``first``, and the rows that have no equal on the other side."""
+
 # --- only if HASHES ---
 
 def commit(kind: bytes, unit: int, content: bytes, salt: bytes, /) -> bytes | None:

@@ -9,6 +9,7 @@
 #error "lists are read without locks of their own: the Python implementation serves free-threaded Python"
 #endif
 
+#include <limits.h>
 #include <string.h>
 
 #include "native.h"
@@ -470,6 +471,85 @@ static PyObject *py_batch_facts(PyObject *self, PyObject *data) {
     return out;
 }
 
+/* --- the index of record ids --------------------------------------------------------------------------- */
+
+static size_t id_slot(const uint8_t *id, size_t slots) {
+    uint64_t word; /* the random end of a UUIDv7; who makes ids collide has 4,096 of them looked through */
+    memcpy(&word, id + ID_SIZE - sizeof word, sizeof word);
+    return (size_t)((word * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & (slots - 1);
+}
+
+/* Which of `count` ids with places from `first` a row (id, place) names; -1 if none, or if it is no such row. */
+static Py_ssize_t find_row(PyObject *row, PyObject *const *ids, long long first, const uint16_t *table, size_t slots) {
+    if (!PyTuple_CheckExact(row) || PyTuple_GET_SIZE(row) != 2)
+        return -1;
+    PyObject *const id = PyTuple_GET_ITEM(row, 0), *const place = PyTuple_GET_ITEM(row, 1);
+    if (!PyBytes_CheckExact(id) || PyBytes_GET_SIZE(id) != ID_SIZE || !PyLong_CheckExact(place))
+        return -1;
+    int overflow;
+    const long long value = PyLong_AsLongLongAndOverflow(place, &overflow);
+    if (overflow || value < first)
+        return -1;
+    for (size_t slot = id_slot(raw(id), slots); table[slot]; slot = (slot + 1) & (slots - 1)) {
+        const Py_ssize_t i = table[slot] - 1;
+        if (value - first == i && memcmp(raw(ids[i]), raw(id), ID_SIZE) == 0)
+            return i;
+    }
+    return -1;
+}
+
+/* unmatched(ids, first, rows): the pairs (id, place) and the rows that have no counterpart on the other side. */
+static PyObject *py_unmatched(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 3 || !PyTuple_CheckExact(args[0]) || !PyLong_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
+        Py_RETURN_NONE;
+    PyObject *const *const ids = PySequence_Fast_ITEMS(args[0]);
+    const Py_ssize_t ids_count = PyTuple_GET_SIZE(args[0]);
+    int overflow;
+    const long long first = PyLong_AsLongLongAndOverflow(args[1], &overflow);
+    if (ids_count > MAX_BATCH_RECORDS || overflow || first < 0 || first > LLONG_MAX - MAX_BATCH_RECORDS)
+        Py_RETURN_NONE;
+    uint16_t table[2 * MAX_BATCH_RECORDS];
+    uint8_t matched[MAX_BATCH_RECORDS];
+    size_t slots = 2;
+    while (slots < 2 * (size_t)ids_count)
+        slots *= 2;
+    memset(table, 0, slots * sizeof *table);
+    memset(matched, 0, (size_t)ids_count);
+    for (Py_ssize_t i = 0; i < ids_count; i++) {
+        if (!PyBytes_CheckExact(ids[i]) || PyBytes_GET_SIZE(ids[i]) != ID_SIZE)
+            Py_RETURN_NONE;
+        size_t slot = id_slot(raw(ids[i]), slots);
+        while (table[slot])
+            slot = (slot + 1) & (slots - 1);
+        table[slot] = (uint16_t)(i + 1);
+    }
+    PyObject *pairs = PyList_New(0), *rows = PyList_New(0), *pair = NULL;
+    if (!pairs || !rows)
+        goto failed;
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(args[2]); k++) {
+        PyObject *const row = PyList_GET_ITEM(args[2], k);
+        const Py_ssize_t i = find_row(row, ids, first, table, slots);
+        if (i >= 0)
+            matched[i] = 1;
+        else if (PyList_Append(rows, row) < 0)
+            goto failed;
+    }
+    for (Py_ssize_t i = 0; i < ids_count; i++) {
+        if (matched[i])
+            continue;
+        if (!(pair = Py_BuildValue("(OL)", ids[i], first + i)) || PyList_Append(pairs, pair) < 0)
+            goto failed;
+        Py_CLEAR(pair);
+    }
+    return Py_BuildValue("(NN)", pairs, rows);
+failed:
+    Py_XDECREF(pairs);
+    Py_XDECREF(rows);
+    Py_XDECREF(pair);
+    return NULL;
+}
+
 /* --- the module ---------------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
@@ -478,6 +558,7 @@ static PyMethodDef methods[] = {
     {"pack_tokens", py_pack_tokens, METH_O, NULL},
     {"record_lines", py_record_lines, METH_O, NULL},
     {"shake256", (PyCFunction)(void (*)(void))py_shake256, METH_FASTCALL, NULL},
+    {"unmatched", (PyCFunction)(void (*)(void))py_unmatched, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -495,7 +576,7 @@ static PyMethodDef hash_methods[] = {
 
 static int execute(PyObject *module) {
     has_hashes = sha256_available();
-    if (PyModule_AddIntConstant(module, "VERSION", 1) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
+    if (PyModule_AddIntConstant(module, "VERSION", 2) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
         return -1;
     return has_hashes ? PyModule_AddFunctions(module, hash_methods) : 0;
 }

@@ -8,11 +8,12 @@ apart (what issuers sent late), some 200 bytes a record, not with the log.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from ledger.audit.report import Findings
 from ledger.audit.sources import Row
 from ledger.audit.tables import PLACES_PER_LEAF, place, shown
+from ledger.native import parsing as _native
 
 __all__ = ["IndexAudit", "SeenIds"]
 
@@ -39,7 +40,7 @@ class IndexAudit:
         self._open: set[Row] = set()
         self._given_up = False
 
-    def add(self, leaf_index: int, ids: Sequence[bytes]) -> None:
+    def add(self, leaf_index: int, ids: tuple[bytes, ...]) -> None:
         """Add the record ids of one batch."""
         if self._given_up:
             return
@@ -47,7 +48,10 @@ class IndexAudit:
         first = leaf_index * PLACES_PER_LEAF
         stored = self._fetch(count)
         self._findings.counts.rows += len(stored)
-        self._open.symmetric_difference_update(zip(ids, range(first, first + count), strict=True))
+        logged: Iterable[Row] = zip(ids, range(first, first + count), strict=True)
+        if _native is not None and (left := _native.unmatched(ids, first, stored)) is not None:
+            logged, stored = left  # most rows come together with their records
+        self._open.symmetric_difference_update(logged)
         self._open.symmetric_difference_update(stored)
         if len(self._open) > _MAX_OPEN:
             self._give_up(leaf_index)

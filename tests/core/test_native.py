@@ -272,6 +272,61 @@ def test_batches_of_many_groups(count, tenants):
     assert check_lines(records.encode_record_lines(made)) is not None
 
 
+# --- the index ---
+
+
+@needs_native
+@settings(max_examples=500)
+@given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 2**62))
+def test_what_is_unmatched(chance, count, first):
+    """Whatever rows come, the sets that ``IndexAudit`` keeps end up the same."""
+    ids = tuple(chance.choice([bytes(16), bytes([n]) * 16, n.to_bytes(16, "big")]) for n in range(count))
+    rows = list(zip(ids, range(first, first + count), strict=True))
+    odd = [(b"x", 1), (bytes(16), "1"), ("a", first), (bytes(16), first, 3), (bytes(16), None), (ids, ids)]
+    odd += [(bytes(16), -0.5), (bytes(16), 2**64), (bytes(16), -1), [], (bytes(17), first)]
+    for _ in range(chance.randrange(6)):
+        at = chance.randrange(len(rows) + 1)
+        kind = chance.randrange(5)
+        if kind == 0:
+            del rows[at : at + 1]
+        elif kind == 1 and rows:
+            rows.insert(at, chance.choice(rows))
+        elif kind == 2:
+            rows.insert(at, tuple(chance.choice(odd)))
+        elif kind == 3 and ids:
+            rows.insert(at, (chance.choice(ids), first + chance.randrange(50)))
+        else:
+            chance.shuffle(rows)
+    pairs, left = native.parsing.unmatched(ids, first, rows)
+    assert set(left) <= set(rows)
+    for begin in ([], rows[:3], [(bytes(16), first)]):
+        expected, found = set(begin), set(begin)
+        expected.symmetric_difference_update(zip(ids, range(first, first + count), strict=True))
+        expected.symmetric_difference_update(rows)
+        found.symmetric_difference_update(pairs)
+        found.symmetric_difference_update(left)
+        assert found == expected
+
+
+@needs_native
+def test_matching_is_left_to_python_beyond_its_bounds():
+    unmatched, one = native.parsing.unmatched, (bytes(16),)
+    assert unmatched(one, 7, [(bytes(16), 7.0)]) == (
+        [(bytes(16), 7)],
+        [(bytes(16), 7.0)],
+    )  # equal, as sets are
+    assert unmatched(one, 0, [(bytes(16), 0)]) == ([], [])
+    assert unmatched(one * 4096, 5, []) == ([(bytes(16), n + 5) for n in range(4096)], [])
+    assert unmatched(one * 4097, 5, []) is unmatched([bytes(16)], 0, []) is unmatched((b"x",), 0, []) is None
+    assert (
+        unmatched(one, -1, [])
+        is unmatched(one, 2**63, [])
+        is unmatched(one, True, [])
+        is unmatched(one, 0, ())
+        is None
+    )
+
+
 # --- hashes ---
 
 # SHA-256 alone is not offered, so its published vectors come by way of HMAC and of trees.
