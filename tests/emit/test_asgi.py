@@ -610,6 +610,20 @@ def test_without_a_deployment_the_app_still_serves(tmp_path, monkeypatch, caplog
     assert caplog.text.count("there is no recorder") == 1
 
 
+def test_ray_serve_gets_starlettes_middleware(records):
+    """Its HTTP proxy makes each from what the callback returns: ``cls(app, *args, **kwargs)``."""
+    from starlette.middleware import Middleware
+
+    from ledger.emit.engines.ray_serve import middlewares
+
+    (made,) = middlewares()
+    assert isinstance(made, Middleware)
+    app = made.cls(App(json.dumps(ANSWER).encode()), *made.args, **{**made.kwargs, "recorder": records})
+    with serving(app, lifespan="off") as url:
+        assert urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT).json() == ANSWER
+    assert records.the_record()["output_text"] == "Hello"
+
+
 def test_several_requests_at_once(records):
     from concurrent.futures import ThreadPoolExecutor
 
