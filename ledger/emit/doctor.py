@@ -248,22 +248,22 @@ def _ntp() -> bool | None:
 
 
 def _meters(_: Case) -> Found:
-    from ledger.energy.host_power import HostPower, RaplCounter, host_power
+    from ledger.energy.meters.find import find_meter
 
-    measured = RaplCounter.find()
-    if measured is not None:
-        yield "ok", "RAPL counters of the CPU packages are readable", ""
-        return
-    power: HostPower = host_power()
-    yield (
-        "warning",
-        f"no energy counter is readable: energy is modelled from published figures of {power.cpu}",
-        "let the recorder's user read /sys/class/powercap, or give it a meter of the accelerator",
-    )
+    meters = find_meter()
+    if meters.found:
+        yield "ok", f"these meters can be read: {', '.join(meters.found)}", ""
+    else:
+        tried = "; ".join(f"{name}: {why}" for name, why in meters.failed)
+        yield (
+            "warning",
+            f"no energy counter can be read ({tried}): energy is modelled or estimated, with a range",
+            "install 'tallystick[meters]' for accelerators; let this user read /sys/class/powercap for CPUs",
+        )
 
 
 def _engines(_: Case) -> Found:
-    """Engines beside us whose version is not one that our hooks were written for."""
+    """Engines beside us and whether their version is one that we were written for."""
     import re
     from importlib import metadata
 
@@ -281,11 +281,11 @@ def _engines(_: Case) -> Found:
         except metadata.PackageNotFoundError:
             continue
         if _satisfies(version, wanted):
-            yield "ok", f"{name} {version} is a version that its hook is made for ({wanted or 'any'})", ""
+            yield "ok", f"{name} {version} is a version that Tallystick is made for ({wanted or 'any'})", ""
         else:
             yield (
                 "warning",
-                f"{name} {version} is not a version that its hook is made for ({wanted})",
+                f"{name} {version} is not a version that Tallystick is made for ({wanted})",
                 f"install one that is: pip install 'tallystick[{parts[3]}]'",
             )
 
@@ -312,14 +312,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _native(_: Case) -> Found:
-    import importlib.util
+    from ledger import native
 
-    present = importlib.util.find_spec("ledger._native") is not None
-    yield (
-        "ok",
-        "hashing is accelerated" if present else "hashing runs in Python: no compiled part is there",
-        "",
-    )
+    if native.hashing is not None:
+        yield "ok", "hashing runs in the native part", ""
+    else:
+        yield "ok", "hashing runs in Python: the native part was not built, or is switched off", ""
 
 
 CHECKS: dict[str, Callable[[Case], Found]] = {

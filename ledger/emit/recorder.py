@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ledger.core.errors import InvalidError, TallystickError
+from ledger.core.errors import InvalidError, TallystickError, UnavailableError
 from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.records import Deployment, Energy, FactorSet, Quality, Usage
 from ledger.core.statements import MAX_BATCH_RECORDS, SignedStatement
@@ -103,7 +103,8 @@ class Recorder:
         keep_receipts: for how many of the newest records ``receipt_for`` can answer.
         meter: counts the energy of the hardware that generates (``ledger.energy.meters``), which is divided
             between the generations that report none themselves. They wait for it: a second or two, or until
-            who was active with them has ended.
+            who was active with them has ended. Environment: TALLYSTICK_METER, by name: ``auto``, ``model`` or
+            ``none``.
         rule: how it is divided.
         meter_window_s: how often the meter is read.
 
@@ -134,7 +135,7 @@ class Recorder:
         heartbeat_s: float | None = 60.0,
         spool_limit_bytes: int = 4 << 30,
         keep_receipts: int = 10_000,
-        meter: AnyMeter | None = None,
+        meter: AnyMeter | str | None = None,
         rule: Rule | None = None,
         meter_window_s: float = 1.0,
     ) -> None:
@@ -178,7 +179,7 @@ class Recorder:
         self._keep_receipts = keep_receipts
         self._queue_limit = queue_limit
         self._block = when_full == "block"
-        self._meter = meter
+        self._meter = _meter(environment.get("TALLYSTICK_METER", "") if meter is None else meter)
         self._rule = rule or Rule()
         self._meter_window_s = meter_window_s
         self._closed = False
@@ -462,6 +463,11 @@ class Recorder:
     # --- looking -------------------------------------------------------------------------------------
 
     @property
+    def is_metered(self) -> bool:
+        """Whether a meter gives the records their energy, so that hooks need not."""
+        return self._meter is not None
+
+    @property
     def issuer(self) -> str:
         """The name under which the ledger must know ``public_key``."""
         return self._spool.issuer
@@ -538,3 +544,17 @@ class Recorder:
         self._begin()
         if not self._closed:
             self._limit = self._queue_limit
+
+
+def _meter(meter: AnyMeter | str) -> AnyMeter | None:
+    if not isinstance(meter, str):
+        return meter
+    if meter in ("", "none"):
+        return None
+    from ledger.energy.meters.find import named_meter
+
+    try:
+        return named_meter(meter)
+    except UnavailableError as error:
+        _logger.warning("records will have no measured energy: %s", error)
+        return None

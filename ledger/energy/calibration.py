@@ -136,11 +136,11 @@ def fit_weights(windows: Sequence[Window], generations: Sequence[Generation]) ->
             )
             if all(cost >= 0 for cost in costs) and left < best[0]:
                 best = (left, chosen, costs, inverse)
-    return _result(best, len(rows), square - sum(energies) ** 2 / len(rows))
+    return _result(best, len(rows), square - sum(energies, Fraction(0)) ** 2 / len(rows))
 
 
 def _rows(windows: Sequence[Window], generations: Sequence[Generation]) -> list[list[Fraction]]:
-    """For each window: its length in microseconds, which a milliwatt makes nanojoules; tokens of each kind."""
+    """For each window its length in microseconds, which a milliwatt makes nanojoules; tokens of each kind."""
     one_each = (
         Rule(prefill_milli=1, cached_milli=0, decode_milli=0),
         Rule(prefill_milli=0, cached_milli=1, decode_milli=0),

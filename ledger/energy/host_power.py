@@ -1,4 +1,4 @@
-"""Owns what is known of this host's power: the CPU's model and a small table, or RAPL counters if there are.
+"""Owns what is known of this host's power without counters: the CPU's model and a small table.
 
 The table is in milliwatts per hardware thread, of whole servers at the wall (so with memory, fans and power
 supply), from published SPECpower_ssj2008 results: server watts divided by hardware threads, as the Cloud
@@ -10,19 +10,15 @@ CPU counts as one hardware thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger.core.errors import UnavailableError
-
-__all__ = ["HostPower", "RaplCounter", "host_power"]
+__all__ = ["HostPower", "host_power"]
 
 TABLE_SOURCE = "SPECpower_ssj2008 to 2026-03-09, per thread, by ccf-coefficients b0032d9"
 """Cited in every record that the table made. The results are the file data/SPECpower-2026-03-09.csv there."""
 
 CPUINFO = Path("/proc/cpuinfo")
-POWERCAP = Path("/sys/class/powercap")
 
 # (low, idle, rated, high), mW for each hardware thread
 _NAPLES = (605, 744, 2320, 4344)  # 10 servers
@@ -107,48 +103,3 @@ def _identify(cpuinfo: Path) -> tuple[str, str, int, int, int]:
 
     name = fields.get("model name") or "unknown CPU"
     return name, fields.get("vendor_id", ""), number("cpu family"), number("model"), number("stepping")
-
-
-class RaplCounter:
-    """Sum of the RAPL package counters in microjoules, made to rise for ever across their wrap-around.
-
-    Counts the CPU packages only: no memory, fans or losses. Not thread-safe; ``SharedMeter`` reads it under
-    its own lock.
-    """
-
-    source = "Linux powercap RAPL package counters, divided equally between active generations"
-
-    def __init__(self, zones: list[Path]) -> None:
-        self._zones = [(zone / "energy_uj", _number(zone / "max_energy_range_uj")) for zone in zones]
-        self._last = [_number(path) for path, _ in self._zones]
-        self._total = 0
-
-    def __call__(self) -> int:
-        """The energy since construction."""
-        for i, (path, wrap) in enumerate(self._zones):
-            now = _number(path)
-            gain = now - self._last[i]
-            self._total += gain if gain >= 0 else gain + wrap
-            self._last[i] = now
-        return self._total
-
-    @classmethod
-    def find(cls, powercap: Path = POWERCAP) -> Callable[[], int] | None:
-        """The counter of this host, or None where there is none or it may not be read."""
-        zones = sorted(zone for zone in powercap.glob("intel-rapl:*") if zone.name.count(":") == 1)
-        try:
-            return cls(zones) if zones else None
-        except UnavailableError:
-            return None
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            f"the energy counter cannot be read: {error}",
-            where=str(path),
-            remedy="give this process read permission, or run without RAPL",
-            code="no-meter",
-        ) from None

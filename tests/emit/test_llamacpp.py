@@ -35,7 +35,20 @@ EMOJI = "Repeat: 😀🚀 中文 晴天. Repeat: 😀🚀 中文 晴天. Repeat:
 class Captured(list):
     """Stands for a recorder: keeps what it is given."""
 
-    def record(self, **fields):
+    is_metered = False
+
+    def __init__(self):
+        self.open = set()
+
+    def begin(self, *, input_tokens=None):
+        self.open.add(id := f"begun-{input_tokens}-{time.monotonic_ns()}-{len(self.open)}")
+        return id
+
+    def abandon(self, id):
+        self.open.remove(id)
+
+    def record(self, *, id, **fields):
+        self.open.remove(id)
         self.append(fields)
         return f"record-{len(self)}"
 
@@ -62,7 +75,9 @@ def engine(params):
 
 @pytest.fixture
 def records():
-    return Captured()
+    captured = Captured()
+    yield captured
+    assert not captured.open  # what begins is recorded or abandoned
 
 
 @pytest.fixture

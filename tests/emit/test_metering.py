@@ -313,6 +313,25 @@ def test_a_window_without_length_is_refused(make_recorder: MakeRecorder, options
         metered(make_recorder, Dial(), **options)
 
 
+def test_a_meter_is_named_by_the_environment(
+    make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    assert not make_recorder().is_metered
+    monkeypatch.setenv("TALLYSTICK_METER", "model")
+    assert make_recorder().is_metered
+    assert not make_recorder(meter="none").is_metered
+    monkeypatch.setenv("TALLYSTICK_METER", "psychic")
+    with pytest.raises(InvalidError):
+        make_recorder()
+    monkeypatch.setenv("TALLYSTICK_METER", "auto")
+    monkeypatch.setattr("ledger.energy.meters.find._PARTS", ())
+    monkeypatch.setattr(
+        "ledger.energy.meters.find._chip", lambda: (_ for _ in ()).throw(UnavailableError("no"))
+    )
+    assert not make_recorder().is_metered
+    assert "no energy counter can be read" in caplog.text
+
+
 # --- processes -------------------------------------------------------------------------------------------
 
 

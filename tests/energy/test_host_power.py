@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from ledger.core.errors import UnavailableError
-from ledger.energy.host_power import _ANY, _GENERATIONS, RaplCounter, host_power
+from ledger.energy.host_power import _ANY, _GENERATIONS, host_power
 
 GENOA = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
 
@@ -40,36 +37,3 @@ def test_an_unknown_cpu_is_any_server(tmp_path):
 def test_powers_rise():
     for _, row in [*_GENERATIONS.values(), ("any", _ANY)]:
         assert sorted(row) == list(row)
-
-
-def zone(root, name, energy, wrap=1000):
-    path = root / name
-    path.mkdir()
-    (path / "energy_uj").write_text(f"{energy}\n")
-    (path / "max_energy_range_uj").write_text(f"{wrap}\n")
-    return path
-
-
-def test_rapl_sums_packages_and_survives_the_wrap(tmp_path):
-    first = zone(tmp_path, "intel-rapl:0", 900)
-    zone(tmp_path, "intel-rapl:0:0", 5)  # a part of package 0: not counted twice
-    second = zone(tmp_path, "intel-rapl:1", 10)
-    counter = RaplCounter.find(tmp_path)
-    assert counter() == 0
-    (first / "energy_uj").write_text("50\n")  # wrapped: 150
-    (second / "energy_uj").write_text("30\n")  # 20
-    assert counter() == 170
-
-
-def test_no_counter_is_none(tmp_path):
-    assert RaplCounter.find(tmp_path) is None
-    (zone(tmp_path, "intel-rapl:0", 1) / "energy_uj").unlink()
-    assert RaplCounter.find(tmp_path) is None
-
-
-def test_a_counter_that_disappears_says_so(tmp_path):
-    path = zone(tmp_path, "intel-rapl:0", 1)
-    counter = RaplCounter.find(tmp_path)
-    (path / "energy_uj").unlink()
-    with pytest.raises(UnavailableError):
-        counter()

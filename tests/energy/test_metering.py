@@ -1,10 +1,9 @@
-"""One host shared by generations: modelled, measured, and a counter that fails."""
+"""One host shared by generations, modelled."""
 
 from __future__ import annotations
 
 import pytest
 
-from ledger.core.errors import UnavailableError
 from ledger.energy.host_power import HostPower
 from ledger.energy.metering import HostMeter
 
@@ -14,11 +13,8 @@ POWER = HostPower("cpu", "gen", 2, 1_000, 2_000, 10_000, 20_000, "table", True)
 class Counter:
     def __init__(self):
         self.value = 0
-        self.broken = False
 
     def __call__(self):
-        if self.broken:
-            raise UnavailableError("gone")
         return self.value
 
 
@@ -42,18 +38,6 @@ def test_unknown_hardware_is_only_estimated():
     ticket = meter.start()
     clock.value = 5_000
     assert meter.stop(ticket).energy.method == "estimated"
-
-
-def test_a_counter_gives_measured_energy_and_none_when_it_fails():
-    clock, counter = Counter(), Counter()
-    meter = HostMeter(POWER, counter=counter, counter_source="meter 7", clock_ns=clock)
-    first, second = meter.start(), meter.start()
-    clock.value, counter.value = 4_000_000, 900
-    energy = meter.stop(first).energy
-    assert (energy.energy_uj, energy.method, energy.source) == (450, "measured", "meter 7")
-    counter.broken = True
-    assert meter.stop(second).energy is None
-    assert meter.stop(meter.start()).energy is None
 
 
 @pytest.mark.parametrize("utilisation", [0, 500])

@@ -37,6 +37,16 @@ ERROR = "error"
 class Recording(Protocol):
     """What the hook needs of a ``Recorder``."""
 
+    @property
+    def is_metered(self) -> bool:
+        """Whether records get their energy from the recorder's meter."""
+
+    def begin(self, *, input_tokens: int | None = None) -> str:
+        """A generation begins; return the id of its record."""
+
+    def abandon(self, id: str) -> None:
+        """It generated nothing."""
+
     def record(
         self,
         *,
@@ -54,6 +64,7 @@ class Recording(Protocol):
         tenant: str | None = None,
         parent: str | None = None,
         energy: Energy | None = None,
+        id: str | None = None,
     ) -> str:
         """Take one generation and return the record's id."""
 
@@ -89,7 +100,7 @@ class Generation:
     """One choice of one request. Owned by the thread that runs the request."""
 
     recorder: Recording
-    meter: HostMeter
+    meter: HostMeter | None
     call: Call
     prompt_ids: Sequence[int] | None
     streamed: bool
@@ -97,6 +108,7 @@ class Generation:
     record_id: str | None = None
     finish_reason: str | None = None
     text: list[str] = field(default_factory=list)
+    _reserved: str = ""
     _ticket: Ticket | None = None
     _ids: list[int] = field(default_factory=list)
     _first_us: int | None = None
@@ -109,7 +121,10 @@ class Generation:
     _request_id: str | None = None
 
     def __post_init__(self) -> None:
-        self._ticket = self.meter.start()
+        tokens = None if self.prompt_ids is None else len(self.prompt_ids)
+        self._reserved = self.recorder.begin(input_tokens=tokens)
+        if self.meter is not None:
+            self._ticket = self.meter.start()
 
     @property
     def has_tokens(self) -> bool:
@@ -162,7 +177,7 @@ class Generation:
         """Record it, once, and return the record's id."""
         if self.record_id is None:
             ended_us = max(now_us(), self.started_us, self._first_us or 0)
-            metered = self.meter.stop(self._ticket) if self._ticket else None
+            metered = self.meter.stop(self._ticket) if self.meter and self._ticket else None
             usage = self.usage
             ids = self.prompt_ids if self.prompt_ids is not None else ()
             input_known = self.prompt_ids is not None and len(ids) == usage.input_tokens
@@ -182,10 +197,13 @@ class Generation:
                 tenant=self.call.tenant,
                 parent=self.call.parent,
                 energy=None if metered is None else metered.energy,
+                id=self._reserved,
             )
         return self.record_id
 
     def discard(self) -> None:
         """Nothing was generated (the engine refused): leave the meter, record nothing."""
-        if self._ticket is not None:
+        if self.record_id is None:
+            self.recorder.abandon(self._reserved)
+        if self.meter is not None and self._ticket is not None:
             self.meter.stop(self._ticket)

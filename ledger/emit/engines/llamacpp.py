@@ -18,8 +18,8 @@ What the hook changes in order to see token ids:
 - Several choices or prompts not streamed run as requests of their own, side by side: the engine reports the
   usage and ids of the first only. A seed counts up from choice to choice.
 
-Energy is the host's (``ledger.energy.metering``): overlapping requests share the machine's time and power
-equally for as long as they overlap, waiting for a slot included.
+Energy is the recorder's meter's, if it has one. Else it is modelled (``ledger.energy.metering``): overlapping
+requests share the machine's time and power equally for as long as they overlap, waiting for a slot included.
 """
 
 from __future__ import annotations
@@ -68,11 +68,14 @@ def attach(
         recorder: a ``Recorder``.
         params: the ``CommonParams`` that the server was made with. They tell how many of the host's CPUs it
             loads; without them, or where the engine chooses the number itself, all are counted as loaded.
-        meter: this machine's; make one and pass it to all hooks if several engines share the machine, or to
-            state the power of an accelerator. This host's CPUs if absent.
+        meter: models this machine's energy where the recorder has no meter; make one and pass it to all hooks
+            if several engines share the machine, or to state the power of an accelerator. This host's CPUs if
+            absent.
         api_key: one of the server's own ``api_keys``, if it has any.
     """
-    if meter is None:
+    if recorder.is_metered:
+        meter = None
+    elif meter is None:
         host = host_power()
         threads = 0 if params is None else max(params.cpuparams.n_threads, params.cpuparams_batch.n_threads)
         loaded = min(threads, host.threads) if threads > 0 else host.threads
@@ -83,7 +86,9 @@ def attach(
 class RecordedServer:
     """An ``xllamacpp.Server`` whose generations are recorded. As safe to call from many threads."""
 
-    def __init__(self, server: Any, recorder: Recording, *, meter: HostMeter, api_key: str | None) -> None:
+    def __init__(
+        self, server: Any, recorder: Recording, *, meter: HostMeter | None, api_key: str | None
+    ) -> None:
         self._server = server
         self._recorder = recorder
         self._meter = meter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ledger.energy.meters.accelerators import SystemOnChipMeter, accelerator_meter
     from ledger.energy.meters.counting import AnyMeter, Meter, MeterReset, PowerMeter
-    from ledger.energy.meters.find import Finding, find_meter
+    from ledger.energy.meters.find import Finding, find_meter, named_meter
     from ledger.energy.meters.host import PrometheusMeter, ipmi_meter, prometheus_power_meter, redfish_meter
     from ledger.energy.meters.modelled import ModelledMeter
     from ledger.energy.meters.rapl import RaplMeter
@@ -35,6 +35,7 @@ __all__ = [
     "accelerator_meter",
     "find_meter",
     "ipmi_meter",
+    "named_meter",
     "prometheus_power_meter",
     "read_trace",
     "redfish_meter",
@@ -44,7 +45,7 @@ __all__ = [
 _MODULES = {
     "accelerators": ("SystemOnChipMeter", "accelerator_meter"),
     "counting": ("AnyMeter", "Meter", "MeterReset", "PowerMeter"),
-    "find": ("Finding", "find_meter"),
+    "find": ("Finding", "find_meter", "named_meter"),
     "host": ("PrometheusMeter", "ipmi_meter", "prometheus_power_meter", "redfish_meter"),
     "modelled": ("ModelledMeter",),
     "rapl": ("RaplMeter",),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ledger.core.errors import TallystickError
+from ledger.core.errors import InvalidError, TallystickError, UnavailableError
 from ledger.energy.meters.counting import AnyMeter, Meter, MeterReset
 from ledger.energy.meters.modelled import ModelledMeter
 from ledger.energy.meters.total import TotalMeter
 
-__all__ = ["Finding", "find_meter"]
+__all__ = ["Finding", "find_meter", "named_meter"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,34 @@ def find_meter() -> Finding:
     if not meters:
         return Finding(ModelledMeter(), (), tuple(failed))
     return Finding(meters[0] if len(meters) == 1 else TotalMeter(meters), names, tuple(failed))
+
+
+def named_meter(name: str) -> AnyMeter | None:
+    """The meter of a setting: ``auto`` (the best counters, if any), ``model`` (this host's CPUs) or ``none``.
+
+    Without counters, ``auto`` does not model: it cannot know that the CPUs are what generates.
+
+    Raises:
+        InvalidError: another name. UnavailableError: ``auto`` found no counter; it says what was tried.
+    """
+    if name in ("", "none"):
+        return None
+    if name == "model":
+        return ModelledMeter()
+    if name != "auto":
+        raise InvalidError(
+            f"there is no meter called {name[:40]!r}", remedy="use auto, model or none", code="bad-setting"
+        )
+    finding = find_meter()
+    if not finding.found:
+        tried = "; ".join(f"{part}: {why}" for part, why in finding.failed)
+        raise UnavailableError(
+            f"no energy counter can be read ({tried})",
+            remedy="install tallystick[meters] for accelerators, let this user read /sys/class/powercap, or "
+            "use model",
+            code="no-meter",
+        )
+    return finding.meter
 
 
 def _chip() -> Meter:
