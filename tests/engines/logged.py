@@ -86,6 +86,16 @@ class Logged:
             verify_opening(bytes.fromhex(commitment.digest), Opening(of="tokens", salt=salt, content=content))
         return True
 
+    def opens_text(self, record: Record, prompt: str, answer: str, tenant: str = NO_TENANT) -> bool:
+        """Check that the commitments are of text, and open against this one."""
+        for purpose, commitment, text in (("input", record.input, prompt), ("output", record.output, answer)):
+            assert commitment
+            assert commitment.of == "text"
+            salt = self._salt(record, purpose, tenant)
+            opening = Opening(of="text", salt=salt, content=text.encode())
+            verify_opening(bytes.fromhex(commitment.digest), opening)
+        return True
+
     def is_request(self, record: Record, request_id: str, tenant: str = NO_TENANT) -> bool:
         """Whether the record is of the request that the caller named so."""
         return record.request == commit_request(request_id, self._salt(record, "request", tenant)).hex()

@@ -68,6 +68,7 @@ _POSITIONAL = (
 """Of ``GenerationMixin.generate``, for what passes its arguments on to it."""
 _NS_PER_US = 1000
 _REPLACED = ("generate", "init_continuous_batching")
+_INSTEAD_OF = "_tallystick_instead_of"
 
 
 def attach(
@@ -94,11 +95,10 @@ def attach(
     def generate(*args: Any, **kwargs: Any) -> Any:
         return hook.run(original, dict(zip(names, args, strict=False)) | kwargs, args[len(names) :])
 
-    target.generate = generate
+    _replace(target, "generate", generate)
     if hasattr(target, "init_continuous_batching"):
-        target.init_continuous_batching = watch_batching(
-            target.init_continuous_batching, recorder, hook.deployment
-        )
+        watched = watch_batching(target.init_continuous_batching, recorder, hook.deployment)
+        _replace(target, "init_continuous_batching", watched)
     return model
 
 
@@ -106,8 +106,17 @@ def detach(model: Any) -> None:
     """Undo ``attach``."""
     model = model.model if hasattr(model, "preprocess") and hasattr(model, "model") else model
     for name in _REPLACED:
-        if hasattr(vars(model).get(name), "__wrapped__"):
+        replacement = vars(model).get(name)
+        if hasattr(replacement, _INSTEAD_OF):
             delattr(model, name)
+            if getattr(replacement, _INSTEAD_OF) is not None:
+                setattr(model, name, getattr(replacement, _INSTEAD_OF))
+
+
+def _replace(model: Any, name: str, replacement: Any) -> None:
+    """Give the object an attribute of its own, which remembers the one that it had, if it had one."""
+    setattr(replacement, _INSTEAD_OF, vars(model).get(name))
+    setattr(model, name, replacement)
 
 
 def _names_of(generate: Any) -> tuple[str, ...]:
