@@ -8,6 +8,7 @@ given the form of a call.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,7 +132,7 @@ class Upstream:
         shaped = Calls(tool["name"]) if tool else None
         answer = self._pool.request(
             "POST",
-            self.engine + request.path,
+            self.engine + re.sub(r"/deployments/[^/]+|\?.*", "", request.path),  # Azure's
             body=json.dumps(asked),
             headers={"content-type": "application/json"},
             preload_content=False,

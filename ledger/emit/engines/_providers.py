@@ -84,7 +84,7 @@ def together_usage(value: Any) -> Usage | None:
 
 def plain(value: Any) -> dict[str, Any]:
     """The usage fields of a dict or object that has OpenAI's names, as plain dicts; absent ones left out."""
-    found = {name: count for name in _COUNTS if is_count(count := field(value, name))}
+    found: dict[str, Any] = {name: count for name in _COUNTS if is_count(count := field(value, name))}
     for name in _DETAILS:
         if (details := field(value, name)) is not None:
             found[name] = {each: count for each in _COUNTS if is_count(count := field(details, each))}
@@ -118,7 +118,7 @@ def merged_anthropic(so_far: Mapping[str, Any], event: Any) -> dict[str, Any]:
     if told is None:
         return dict(so_far)
     names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-    new = {name: count for name in names if is_count(count := field(told, name))}
+    new: dict[str, Any] = {name: count for name in names if is_count(count := field(told, name))}
     thinking = field(field(told, "output_tokens_details"), "thinking_tokens")
     if is_count(thinking):
         new["output_tokens_details"] = {"thinking_tokens": thinking}
