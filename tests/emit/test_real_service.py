@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -12,7 +14,9 @@ from ledger.audit import audit
 from ledger.audit.database import SqliteSource
 from ledger.core.keys import generate_key
 from ledger.core.records import Energy, Quality, Usage, decode_record
+from ledger.core.statements import Batch, Heartbeat, decode_statement
 from ledger.energy.factors import default_factor_set
+from ledger.energy.meters import ReplayMeter
 from tests.build import make_deployment
 from tests.emit.conftest import MakeRecorder, eventually, report
 from tests.emit.real_service import RealService, running_service
@@ -69,6 +73,39 @@ def test_many_records_arrive_in_full_batches(service: RealService, make_recorder
     (issuer,) = [each for each in service.get("/issuers")["issuers"] if each["issuer"] == recorder.issuer]
     assert 4 <= issuer["next_seq"] <= 8
     assert recorder.status().dropped == 0
+
+
+def test_measured_energy_adds_up_over_the_logged_chain(
+    service: RealService, make_recorder: MakeRecorder
+) -> None:
+    """Records and what is nobody's, as the service logged them, sum to what the meter counted."""
+    meter = ReplayMeter([(0, 0), (10**12, 10**14)], name="100 W", accuracy_milli=50)
+    recorder = make_recorder(
+        issuer="tests.example/metered", meter=meter, meter_window_s=0.05, heartbeat_s=0.2, **service.options
+    )
+    service.register(recorder)
+    for _ in range(20):
+        first, second = recorder.begin(), recorder.begin()
+        time.sleep(0.02)
+        recorder.record(**report(), id=first)
+        recorder.record(**report(), id=second)
+        time.sleep(0.01)
+    time.sleep(0.5)  # nobody is active: heartbeats tell
+    assert recorder.close(30), recorder.status()
+    told = records = 0
+    with closing(sqlite3.connect(service.folder / "ledger.db")) as database:
+        entries = database.execute(
+            "SELECT entry FROM statement WHERE issuer = ?", [recorder.issuer]
+        ).fetchall()
+    for (entry,) in entries:
+        payload = decode_statement(entry).payload
+        if isinstance(payload, Batch | Heartbeat):
+            told += payload.unattributed_uj or 0
+        if isinstance(payload, Batch):
+            records += payload.totals.energy_uj or 0
+    assert records > 0
+    assert told > 0
+    assert records + told == meter.total_uj
 
 
 @pytest.mark.usefixtures("quick_retries")
