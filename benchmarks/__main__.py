@@ -56,6 +56,10 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
         "span sent as OTLP over HTTP; memory over a million records.",
         (Bar("record_cpu_us", most=30), Bar("record_calling_us", most=3)),
     ),
+    "emit_workers": (
+        "Four processes that record on one machine: one spool and chain for all, beside one for each.",
+        (),
+    ),
     "proofs": (
         "Proof look-up in a log of 10 million leaves, beside one of 10 thousand.",
         (Bar("inclusion_ratio", most=1.5), Bar("consistency_ratio", most=1.5)),
