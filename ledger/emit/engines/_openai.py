@@ -204,6 +204,8 @@ def usage_of(value: Any) -> Usage | None:
 
 def delta_text(delta: Any) -> str:
     """The text of a chat message or of a part of one: reasoning, content, tool calls, in this order."""
+    if isinstance(delta, dict) and len(delta) == 1 and isinstance(content := delta.get("content"), str):
+        return content  # as most chunks of a stream
     return "".join(_delta_parts(mapping(delta)))
 
 

@@ -91,7 +91,8 @@ class Answer:
             self._feed_choice(
                 each, place, {} if body.get("prompt_progress") else mapping(body.get("__verbose"))
             )
-        self._feed_sglang(mapping(body.get("sglext")))
+        if "sglext" in body:
+            self._feed_sglang(mapping(body["sglext"]))
         self._feed_usage(body, choices, streamed)
 
     def _feed_sglang(self, extension: Mapping[str, Any]) -> None:
@@ -166,6 +167,8 @@ class Answer:
             choice.ids += ids
 
     def _feed_usage(self, body: Mapping[str, Any], choices: list[Mapping[str, Any]], streamed: bool) -> None:
+        if "usage" not in body and "timings" not in body:
+            return  # as most chunks
         timings = mapping(body.get("timings"))
         usage = usage_of(body.get("usage"))
         if usage is not None:
