@@ -80,7 +80,8 @@ class Recorder:
         url: the ledger. None keeps statements in the spool. Environment: TALLYSTICK_URL.
         api_key: with scope ``emit``. Environment: TALLYSTICK_API_KEY.
         log_key: the log's verifier key text, or a path to a file with it. Receipts are verified with it;
-            without it, nothing is ever deleted from the spool. Environment: TALLYSTICK_LOG_KEY.
+            without it, what was sent is kept in the spool until that is full. Environment:
+            TALLYSTICK_LOG_KEY.
         spool: directory of this issuer's chain; keep it on a disk that outlives the process. Environment:
             TALLYSTICK_SPOOL; default: ``~/.local/state/tallystick/spool``.
         issuer: name under which the ledger knows the key. Environment: TALLYSTICK_ISSUER; default: made once
