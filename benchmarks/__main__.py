@@ -61,14 +61,18 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
         (),
     ),
     "proxy": (
-        "`tallystick proxy` before a server that streams as vLLM does, 32 streams of 50 tokens a second: latency "
-        "added to a request, CPU of the proxy for each request and chunk, throughput beside going straight. Server, "
+        "`tallystick proxy` before a server that streams as vLLM does, 32 streams of 50 tokens a second: "
+        "latency added, CPU for each request and chunk, throughput beside going straight. Server, "
         "proxy and client share the machine.",
         (Bar("throughput_ratio", least=0.9),),
     ),
     "proofs": (
         "Proof look-up in a log of 10 million leaves, beside one of 10 thousand.",
         (Bar("inclusion_ratio", most=1.5), Bar("consistency_ratio", most=1.5)),
+    ),
+    "query": (
+        "Group-by over 10,000,000 exported records, as `tallystick query` asks.",
+        (Bar("by_model_s", most=2), Bar("by_tenant_s", most=2), Bar("by_day_and_model_s", most=2)),
     ),
     "export": ("Parquet export with proofs, beside pyarrow writing the same rows.", ()),
     "footprint": (

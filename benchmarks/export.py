@@ -20,7 +20,7 @@ from ledger.store import Limits, Sequencer, migrate, open_store, prepare_stateme
 from ledger.store.append import create_log
 from tests.build import ORIGIN, START_US, Issuer, make_deployment, make_records
 
-__all__ = ["run"]
+__all__ = ["fill", "run"]
 
 RECORDS = 200_000
 BATCH = 1_000
@@ -36,7 +36,7 @@ def run(records: int = RECORDS, batch: int = BATCH) -> dict[str, Any]:
         sequencer = Sequencer(store, log_key)
         sequencer.start()
         try:
-            _fill(sequencer, records, batch)
+            fill(sequencer, records, batch)
             begun = time.perf_counter()
             summary = export_parquet(store, root / "export", log_key=log_key)
             export_s = time.perf_counter() - begun
@@ -60,7 +60,8 @@ def run(records: int = RECORDS, batch: int = BATCH) -> dict[str, Any]:
         }
 
 
-def _fill(sequencer: Sequencer, records: int, batch: int) -> None:
+def fill(sequencer: Sequencer, records: int, batch: int) -> None:
+    """Log ``records`` records of one issuer in batches."""
     issuer, deployment = Issuer(), make_deployment()
     sequencer.add_key(issuer.name, issuer.key.public).result()
 

@@ -47,7 +47,7 @@ DIMENSIONS: Mapping[str, str] = {
     "factors": "factors",
     "currency": "currency",
 }
-"""What can be grouped by and filtered on, and its SQL. Times are numbers there, which group five times faster."""
+"""What can be grouped by, and its SQL. Times are numbers there: those group several times faster."""
 
 _EPOCH = date(1970, 1, 1)
 
@@ -76,7 +76,7 @@ _TIMES: Mapping[str, tuple[str, Callable[[int], str], Callable[[str], int]]] = {
         lambda text: date.fromisoformat(f"{text}-01").year * 12 + date.fromisoformat(f"{text}-01").month - 1,
     ),
 }
-"""For each dimension of time: an example, how its number is written, and how that is read. All times are UTC."""
+"""For each dimension of time: an example, how its number is written, how that is read. All in UTC."""
 
 FILTERS: Mapping[str, str] = {**DIMENSIONS, "record": "id"}
 """What can be filtered on: besides, one record by its id."""

@@ -129,6 +129,17 @@ def test_every_dimension_answers(folder: Path, ledger: Ledger) -> None:
         assert sum(row["records"] for row in ask(folder, Question(by=(name,)))) == len(ledger.records)
 
 
+def test_times_are_filtered_as_they_are_shown(folder: Path, ledger: Ledger) -> None:
+    for name in ("hour", "day", "week", "month"):
+        for row in ask(folder, Question(by=(name,))):
+            (again,) = ask(folder, Question(where={name: [row[name]]}))
+            assert again["records"] == row["records"], name
+    mondays = [row["week"] for row in ask(folder, Question(by=("week",)))]
+    assert all(datetime.fromisoformat(monday).weekday() == 0 for monday in mondays)
+    with pytest.raises(InvalidError, match="is no month"):
+        ask(folder, Question(where={"month": ["January"]}))
+
+
 def test_percentiles_are_values_that_are_there(folder: Path, ledger: Ledger) -> None:
     (row,) = ask(folder, Question(percentiles=True))
     durations = sorted(r.ended_us - r.started_us for *_, r in ledger.records)
