@@ -58,6 +58,19 @@ class LedgerDouble:
         self.leaves: list[bytes] = []
         self.receipts: dict[bytes, bytes] = {}
 
+    def forget(self) -> None:
+        """Become an empty ledger with the same keys."""
+        with self.lock:
+            for each in (
+                self.heads,
+                self.statements,
+                self.records,
+                self.documents,
+                self.leaves,
+                self.receipts,
+            ):
+                each.clear()
+
     @property
     def vkey(self) -> str:
         return format_vkey(VerifierKey.of(self.origin, ED25519, self.log_key.public.raw_bytes()))
