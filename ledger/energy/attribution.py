@@ -40,14 +40,14 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
     if whole == 0:
         weights = [1] * len(weights)
         whole = len(weights)
-    parts, remainders = [], []
-    for weight in weights:
-        part, remainder = divmod(total * weight, whole)
-        parts.append(part)
-        remainders.append(remainder)
+    products = [total * weight for weight in weights]
+    parts = [product // whole for product in products]
     left = total - sum(parts)
-    for position in sorted(range(len(parts)), key=lambda i: (-remainders[i], i))[:left]:
-        parts[position] += 1
+    if left:
+        remainders = [product % whole for product in products]
+        # Sorting keeps equals in their order, in reverse too.
+        for position in sorted(range(len(parts)), key=remainders.__getitem__, reverse=True)[:left]:
+            parts[position] += 1
     return parts
 
 

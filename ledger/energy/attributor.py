@@ -238,15 +238,21 @@ class Attributor:
         division = divide(window, [flight.activity for flight in active], self.rule)
         self.unattributed_uj += division.nobodys_uj
         counted, ranged = window.energy_uj is not None, bool(division.low_uj)
-        for i, (flight, part) in enumerate(zip(active, division.energy_uj, strict=True)):
+        parts = division.energy_uj
+        lows, highs = (division.low_uj, division.high_uj) if ranged else (parts, parts)
+        for flight, part, low, high, busy_us in zip(
+            active, parts, lows, highs, division.busy_us, strict=True
+        ):
             flight.energy_uj += part
-            flight.busy_us += division.busy_us[i]
-            flight.low_uj += division.low_uj[i] if ranged else part
-            flight.high_uj += division.high_uj[i] if ranged else part
-            flight.ranged |= ranged
-            flight.presumed |= not flight.activity.known
+            flight.low_uj += low
+            flight.high_uj += high
+            flight.busy_us += busy_us
             if counted:
                 flight.counted_uj += part
+            if ranged:
+                flight.ranged = True
+            if not flight.activity.known:
+                flight.presumed = True
 
     def _give_up(self, before_ns: int) -> None:
         """Release who ended before ``before_ns``, and for whom no window has come: the meter is silent."""

@@ -138,25 +138,29 @@ class Activity(msgspec.Struct, gc=False):
 
     def time_within(self, start: int, end: int) -> int:
         """How long it was active in a span of time."""
-        stop = end if self.end is None else min(end, self.end)
-        return max(0, stop - max(start, self.begin))
+        if self.end is not None and self.end < end:
+            end = self.end
+        start = max(start, self.begin)
+        return end - start if end > start else 0
 
     def weight_within(self, start: int, end: int) -> int:
         """The weight of its tokens that falls into a span of time."""
         begin, stop, first = self.begin, self.end, self.first
         if stop is None:
             return 0
+        start = max(start, begin)
+        end = min(end, stop)
+        if start >= end:
+            return 0
         if first is None:
-            inside = min(end, stop) - max(start, begin)
-            return (self.prefill + self.decode) * inside // (stop - begin) if inside > 0 else 0
-        weight = 0
-        inside = min(end, first) - max(start, begin)
-        if inside > 0:
-            weight = self.prefill * inside // (first - begin)
-        inside = min(end, stop) - max(start, first)
-        if inside > 0:
-            weight += self.decode * inside // (stop - first)
-        return weight
+            return (self.prefill + self.decode) * (end - start) // (stop - begin)
+        if start >= first:
+            return self.decode * (end - start) // (stop - first)
+        if end <= first:
+            return self.prefill * (end - start) // (first - begin)
+        return self.prefill * (first - start) // (first - begin) + self.decode * (end - first) // (
+            stop - first
+        )
 
 
 @dataclass(frozen=True)
