@@ -21,11 +21,15 @@ from ledger.export.reports.inputs import Asked, Inputs, read_inputs
 __all__ = ["KINDS", "Difference", "Kind", "compare", "kind_of", "make_report"]
 
 _MODULES = (
+    "eu_ai_act_log",
+    "eu_ai_act_gpai",
     "sci",
     "esrs_e1",
     "eu_data_centres",
     "ghg_protocol",
     "sb_253",
+    "customer_statement",
+    "incident",
 )
 KINDS = tuple(name.replace("_", "-") for name in _MODULES)
 """The kinds of reports, in the order of the documentation: one module of this package each."""
