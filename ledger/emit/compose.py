@@ -227,6 +227,8 @@ def _steadied(report: Report, began_ns: int, now_us: int) -> Report:
             first += started - before  # read before the clock was set
     if first is not None and not started <= first <= ended:
         first = None  # when it was, nobody can tell any more
+    if (started, first, ended) == (report.started_us, report.first_token_us, report.ended_us):
+        return report
     return report._replace(started_us=started, first_token_us=first, ended_us=ended)
 
 

@@ -227,10 +227,11 @@ def _covered(active: Sequence[Activity], times: list[int], start: int, end: int)
     """How long anybody was active in a span of time."""
     if end - start in times:
         return end - start
+    spans = [(each.begin, end if each.end is None else each.end) for each in active]
+    spans.sort()
     covered, reached = 0, start
-    for begin, stop in sorted(
-        (max(start, a.begin), end if a.end is None else min(end, a.end)) for a in active
-    ):
+    for begin, ended in spans:
+        stop = min(ended, end)
         if stop > reached:
             covered += stop - max(begin, reached)
             reached = stop
