@@ -141,15 +141,16 @@ def rechain(
     chain.swap(place.next_seq, place.next_seq + len(written), last_leaf, dropped)
     for seq, count in held:
         spool.note_held(seq, count)
+        spool.path_of(seq, kept=True).unlink(missing_ok=True)
     _log.warning("%d statements were signed anew; %d records are counted as dropped", len(written), lost)
     return Rechained(len(written), lost)
 
 
 def _load(spool: Spool, seq: int) -> Spooled | None:
-    try:
-        return spool.load(seq)
-    except (FileNotFoundError, CorruptError):
-        return spool.document_at(seq)
+    for kept in (False, True):  # a kept one was sent, but the ledger does not have it
+        with contextlib.suppress(FileNotFoundError, CorruptError):
+            return spool.load(seq, kept=kept)
+    return spool.document_at(seq)
 
 
 def _records(body: bytes, seq: int) -> bytes:

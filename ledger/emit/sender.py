@@ -206,6 +206,7 @@ class Sender:
         reason: str | None = None
         blocked = False
         after_s: float | None = None
+        mine = False
         try:
             with self._spool.sending() as mine:
                 if not mine:
@@ -218,17 +219,18 @@ class Sender:
                         sent += 1
                         continue
                     if isinstance(outcome, Refused) and self._can_mend(seq, outcome, kept=kept):
-                        outcome = self._mend(seq, outcome)
+                        outcome = self._mend(seq, outcome, kept=kept)
                     reason, blocked = outcome.reason, isinstance(outcome, Refused)
                     after_s = outcome.after_s if isinstance(outcome, Retry) else None
                     break
-                self._spool.note_problem(reason, blocked=blocked)
         except UnavailableError as error:
             reason = str(error)
         except TallystickError as error:
             reason, blocked = str(error), True
         except OSError as error:
             reason = f"the spool cannot be read: {error}"
+        if mine:
+            self._spool.note_problem(reason, blocked=blocked)
         return Pass(sent, self._count_waiting(), reason, blocked, after_s)
 
     def _count_waiting(self) -> int:
@@ -300,9 +302,9 @@ class Sender:
         return Retry(f"statement {seq} was damaged in the spool, but the ledger has it", 0.0)
 
     def _can_mend(self, seq: int, refused: Refused, *, kept: bool) -> bool:
-        """Whether signing anew what waits could help."""
+        """Whether signing anew what waits could help, or setting aside what was sent once and is damaged."""
         if self._key is None or kept:
-            return False
+            return kept and refused.code == _DAMAGED
         if refused.code == "revoked-key":
             try:
                 return self._spool.load(seq).statement.kid != self._key().public.kid
@@ -310,10 +312,8 @@ class Sender:
                 return False
         return refused.code in (_DAMAGED, "seq-gap")
 
-    def _mend(self, seq: int, refused: Refused) -> Retry | Refused:
+    def _mend(self, seq: int, refused: Refused, *, kept: bool) -> Retry | Refused:
         """Sign what waits anew, once the ledger said twice that it has none of it."""
-        if self._key is None:
-            return refused
         try:
             place, _ = find_place(self._client, self._spool.issuer)
         except RefusedError:
@@ -323,8 +323,10 @@ class Sender:
                 return refused
             # It has one with this seq, and the chain goes on from it, or the next one will be refused.
             _log.warning("statement %d was damaged in the spool; the ledger is past it", seq)
-            self._spool.set_aside(self._spool.path_of(seq))
+            self._spool.set_aside(self._spool.path_of(seq, kept=kept))
             return Retry(f"statement {seq} was damaged in the spool, but the ledger is past it", 0.0)
+        if kept or self._key is None:
+            return refused
         now = time.monotonic()
         if self._looked is None or self._looked[1] != place:
             self._looked = (now, place)

@@ -176,9 +176,9 @@ class Spool:
 
     # --- files ---------------------------------------------------------------------------------------
 
-    def path_of(self, seq: int) -> Path:
-        """Where the statement ``seq`` waits."""
-        return self.directory / f"{seq:016d}{PENDING}"
+    def path_of(self, seq: int, *, kept: bool = False) -> Path:
+        """Where the statement ``seq`` waits, or is kept."""
+        return self.directory / f"{seq:016d}{KEPT if kept else PENDING}"
 
     def waiting(self) -> list[int]:
         """The ``seq`` of each statement whose receipt is not yet here, in order."""
@@ -204,8 +204,7 @@ class Spool:
         Raises:
             FileNotFoundError: it is not (or no longer) there. CorruptError: it was cut or changed.
         """
-        path = self.path_of(seq)
-        path = path.with_suffix(KEPT) if kept else path
+        path = self.path_of(seq, kept=kept)
         spooled = decode_spooled(path.read_bytes(), where=path.name)
         if spooled.statement.payload.seq != seq:
             raise CorruptError(
@@ -215,8 +214,7 @@ class Spool:
 
     def remove(self, seq: int, *, kept: bool = False) -> None:
         """Delete a statement. Only for one whose receipt was verified."""
-        path = self.path_of(seq)
-        path = path.with_suffix(KEPT) if kept else path
+        path = self.path_of(seq, kept=kept)
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
@@ -225,7 +223,7 @@ class Spool:
 
     def keep(self, seq: int) -> None:
         """Set a statement aside that was sent, but whose receipt could not be checked."""
-        self.path_of(seq).rename(self.path_of(seq).with_suffix(KEPT))
+        self.path_of(seq).rename(self.path_of(seq, kept=True))
 
     def set_aside(self, path: Path) -> None:
         """Keep a damaged file as evidence, out of the way."""

@@ -116,6 +116,7 @@ def test_flush_gives_up_in_time(make_recorder: MakeRecorder, spool_dir: Path) ->
     assert not done.blocked
     assert done.waiting == 2
     assert "cannot be reached" in str(done.problem)
+    assert "cannot be reached" in str(survey(spool_dir).problem)
 
 
 def test_a_lost_spool_goes_on_with_its_chain(

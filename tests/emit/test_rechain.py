@@ -195,6 +195,39 @@ def test_a_ledger_that_lost_what_it_signed_for_gets_no_confession(
         assert len(Spool(spool_dir).waiting()) == 1
 
 
+def test_what_was_sent_without_a_log_key_is_sent_again_to_a_ledger_that_lost_it(
+    spool_dir: Path, waiting: list[str], make_recorder: MakeRecorder
+) -> None:
+    with LedgerDouble() as first:
+        recorder = make_recorder(first, log_key=None)
+        assert recorder.flush()
+        assert recorder.close()
+        assert len(Spool(spool_dir).kept()) == 7
+    with LedgerDouble() as rolled_back:
+        recorder = make_recorder()
+        more = recorder.record(**report())
+        assert recorder.close()
+        assert send(spool_dir, rolled_back).reason is None
+        assert check(spool_dir, rolled_back, [*waiting, more]) == 0
+    assert not Spool(spool_dir).kept()
+
+
+@pytest.mark.parametrize("gone", [[3], [3, 4], [6]])
+def test_kept_statements_that_are_damaged_hold_nothing_up(
+    spool_dir: Path, waiting: list[str], double: LedgerDouble, make_recorder: MakeRecorder, gone: list[int]
+) -> None:
+    recorder = make_recorder(double, log_key=None)
+    assert recorder.flush()
+    assert recorder.close()
+    for seq in gone:
+        damage(spool_dir / f"{seq:016d}.sent", "cut", 80)
+    recorder = make_recorder(double)
+    more = recorder.record(**report())
+    assert recorder.close(), recorder.status()
+    assert check(spool_dir, double, [*waiting, more]) == 0
+    assert not Spool(spool_dir).kept()
+
+
 def test_what_a_revoked_key_signed_is_signed_anew_once_there_is_another_key(
     spool_dir: Path, waiting: list[str], double: LedgerDouble
 ) -> None:
