@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ledger.emit.engines._openai import read_json, read_request
+from ledger.emit.engines._openai import read_answer, read_json, read_request
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._openai_responses import feed_response
+from ledger.emit.engines._routes import wire_of
 from ledger.emit.engines._sse import Events
+from ledger.emit.engines._wire import Asking, hide, with_additions
 
 __all__ = ["SEEDS", "TARGETS"]
 
@@ -58,6 +60,57 @@ _OPENAI = [
     b'{"prompt":[[1,2],[3]],"input":"a","tools":[{"b":1.5}]}',
 ]
 
-TARGETS: dict[str, Callable[[bytes], str | None]] = {"openai": fuzz_openai}
 
-SEEDS: dict[str, list[bytes]] = {"openai": _OPENAI}
+def fuzz_wire(data: bytes) -> str:
+    """Read ``data`` as request and answer of each engine: asking, feeding and hiding must go together."""
+    body = read_answer(data)
+    if body is None:
+        return "rejected"
+    outcome = "accepted"
+    for path, engine in _ROUTES:
+        wire = wire_of(path, engine)
+        assert wire is not None
+        request = wire.read(body)
+        more, added = wire.ask(body, Asking(engine))
+        if "items" not in body:
+            asked = read_json(with_additions(data, body, more))
+            assert asked is not None
+            assert asked == {**body, **more}
+            assert wire.ask(asked, Asking(engine))[0] == {}, "asks twice"
+        for streamed in (False, True):
+            answer = Answer(request.choices)
+            wire.feed(answer, body, streamed=streamed)
+            counts = answer.counts()
+            if counts is not None:
+                answer.output_ids(counts.output_tokens)
+            answer.prompt_ids()
+            hide(body, added, streamed=streamed)
+            outcome += "+" if counts is not None else "-"
+    return outcome
+
+
+_ROUTES = (
+    *(("/v1/chat/completions", engine) for engine in (None, "vllm", "sglang", "llama.cpp")),
+    *(("/v1/completions", engine) for engine in ("vllm", "sglang", "llama.cpp", "tgi")),
+    ("/v1/responses", None),
+    ("/generate", "sglang"),
+    ("/generate", "tgi"),
+    ("/generate_stream", "tgi"),
+    ("/completion", "llama.cpp"),
+)
+_WIRE = [
+    *(each.split(b"\n")[0].removeprefix(b"data: ").strip() for each in _OPENAI),
+    b'{"text":"a","output_ids":[5],"prompt_token_ids":[1],"meta_info":{"id":"r","finish_reason":{"type":"stop"},'
+    b'"prompt_tokens":3,"completion_tokens":1,"cached_tokens":1},"index":0}',
+    b'[{"generated_text":"a","details":{"finish_reason":"eos_token","generated_tokens":1,"prefill":[{"id":1}],'
+    b'"tokens":[{"id":5,"text":"a","special":false}],"input_length":3}}]',
+    b'{"index":1,"token":{"id":5,"text":"a","special":false},"generated_text":null,"details":null}',
+    b'{"index":0,"content":"a","tokens":[5],"stop":true,"stop_type":"eos","tokens_predicted":1,'
+    b'"tokens_evaluated":3,"timings":{"prompt_n":2,"cache_n":1,"predicted_n":1}}',
+    b'{"choices":[{"index":0,"delta":{}}],"sglext":{"input_ids":[1],"output_ids":[[5]]},"usage":null}',
+    b'{"inputs":"a","parameters":{"details":false},"sampling_params":{"n":2},"stream":true,"n_cmpl":2}',
+]
+
+TARGETS: dict[str, Callable[[bytes], str | None]] = {"openai": fuzz_openai, "wire": fuzz_wire}
+
+SEEDS: dict[str, list[bytes]] = {"openai": _OPENAI, "wire": _WIRE}
