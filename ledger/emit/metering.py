@@ -105,13 +105,17 @@ class Metering:
     def close(self) -> None:
         """Read no more, and let another process meter."""
         self.end()
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        if not self._lock.acquire(timeout=_LOCK_WAIT_S):
+            return  # the meter hangs; the file is closed with the process
+        try:
             self._last = None
             if self._file is not None:
                 fcntl.flock(self._file, fcntl.LOCK_UN)  # not by closing alone: a child may hold a copy
                 os.close(self._file)
                 self._file = None
+        finally:
+            self._lock.release()
 
     def forget_parent(self) -> None:
         """In a forked child: the lock is the parent's."""

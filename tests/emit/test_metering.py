@@ -289,6 +289,36 @@ def test_a_counter_that_starts_anew_costs_its_window(make_recorder: MakeRecorder
     assert books.unattributed_uj == 0
 
 
+def test_a_meter_that_hangs_holds_nobody_up(
+    make_recorder: MakeRecorder, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.emit.metering._LOCK_WAIT_S", 0.1)
+    hangs, release = threading.Event(), threading.Event()
+
+    class Hanging(Dial):
+        def read(self) -> int:
+            if hangs.is_set():
+                release.wait(20)
+            return super().read()
+
+    recorder = metered(make_recorder, Hanging(running=1))
+    first = recorder.record(**report(), id=recorder.begin())
+    assert recorder.sync()
+    hangs.set()
+    time.sleep(0.1)
+    id = recorder.begin()
+    time.sleep(0.1)
+    recorder.record(**report(), id=id)
+    began = time.monotonic()
+    assert recorder.sync(3)
+    assert recorder.close(3)
+    assert time.monotonic() - began < 5
+    release.set()
+    books = Books(spool_dir)
+    assert list(books.records) == [first, id]
+    assert books.energy(id) is None
+
+
 def test_a_modelled_meter_counts_active_time_only(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     power = HostPower("cpu", "gen", 2, 1_000, 2_000, 10_000, 20_000, "table", True)
     recorder = metered(make_recorder, ModelledMeter(power, utilisation_milli=500))
