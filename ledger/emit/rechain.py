@@ -26,8 +26,9 @@ from ledger.core.errors import CorruptError, RefusedError, UnavailableError
 from ledger.core.keys import PrivateKey
 from ledger.core.statements import Batch, Heartbeat, Payload, sign_statement
 from ledger.emit._disk import replace_file
+from ledger.emit.chain import NEW, Chain
 from ledger.emit.seal import MAX_BLOCK_BYTES, wrap_records
-from ledger.emit.spool import NEW, Chain, Spool
+from ledger.emit.spool import Spool
 from ledger.emit.spooled import Spooled, encode_spooled
 from ledger.emit.tally import DELIVERED
 

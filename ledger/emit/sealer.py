@@ -26,6 +26,7 @@ from ledger.core.statements import (
     sign_statement,
 )
 from ledger.emit._complaints import Complaints
+from ledger.emit.chain import Chain
 from ledger.emit.compose import Composer, Report
 from ledger.emit.deliveries import Deliveries
 from ledger.emit.energising import Energised, Energising
@@ -34,7 +35,8 @@ from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.seal import Block, batch_body, batch_payload
 from ledger.emit.session import Session
 from ledger.emit.signing import SigningKey
-from ledger.emit.spool import Chain, Spool, Spooled
+from ledger.emit.spool import Spool
+from ledger.emit.spooled import Spooled
 
 __all__ = ["Barrier", "Inbox", "Sealer"]
 

@@ -23,26 +23,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-from msgspec import UNSET
-
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.statements import check_issuer_id
-from ledger.emit._disk import locked_file, replace_file
-from ledger.emit.head import Head, create_head, read_head, write_head
+from ledger.emit._disk import locked_file
+from ledger.emit.chain import Chain, after
+from ledger.emit.head import Head, create_head, read_head
 from ledger.emit.room import KEPT, PENDING, TORN, Room, bound_torn
-from ledger.emit.session import abandoned_sessions, settle_session
-from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
+from ledger.emit.spooled import Spooled, decode_spooled
 from ledger.emit.tally import DELIVERED, lost_with, note_held, read_copy, write_copy
 
-__all__ = ["Chain", "Spool", "Spooled", "read_problem"]
+__all__ = ["Spool", "read_problem"]
 
 _log = logging.getLogger("tallystick.emit")
-
-_MAX_DOCUMENTS = 1024
-"""Published documents that a spool remembers; an older one is published once more if it comes back."""
-NEW = ".new"
-SWAP = "rechained"
 
 
 class Spool:
@@ -59,14 +51,14 @@ class Spool:
         self.sessions = directory / "sessions"
         self.receipts = directory / "receipts"
         self._head_path = directory / "head"
-        self._documents = directory / "documents"
-        self._tally_path = directory / "tally"
+        self.documents_path = directory / "documents"
+        self.tally_path = directory / "tally"
         self._problem_path = directory / "problem"
-        self._room = Room(directory, limit_bytes)
+        self.room = Room(directory, limit_bytes)
         self._inherited: set[int] = set()
         self._checked = False
         try:
-            for each in (directory, self.sessions, self.receipts, self._documents):
+            for each in (directory, self.sessions, self.receipts, self.documents_path):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked_file(directory / "lock"):
                 self.issuer = self._found(issuer)
@@ -91,7 +83,7 @@ class Spool:
                     code="bad-issuer-name",
                 )
             head = head or Head(issuer=check_issuer_id(issuer or ""))
-            write_copy(self._tally_path, head)
+            write_copy(self.tally_path, head)
             create_head(self._head_path, head)
             found = head.issuer
         if issuer not in (None, found):
@@ -116,7 +108,7 @@ class Spool:
             return None
 
     def _copy(self) -> Head | None:
-        return read_copy(self._tally_path)
+        return read_copy(self.tally_path)
 
     def _rebuilt_head(self) -> Head | None:
         """Where the chain stands, without a head: the tally repeats it, or the newest statement tells."""
@@ -126,7 +118,7 @@ class Spool:
         for seq in reversed(self.waiting()):
             with contextlib.suppress(CorruptError):
                 last = self.load(seq)
-                return _after(Head(issuer=last.statement.issuer), last)
+                return after(Head(issuer=last.statement.issuer), last)
         return None
 
     @contextlib.contextmanager
@@ -218,7 +210,7 @@ class Spool:
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
-            self._room.give(size)
+            self.room.give(size)
         self.note_held(seq, DELIVERED)
 
     def keep(self, seq: int) -> None:
@@ -233,22 +225,22 @@ class Spool:
     def note_held(self, seq: int, lost: int) -> None:
         """Note that ``lost`` records go with the file of statement ``seq``, or ``tally.DELIVERED``."""
         with contextlib.suppress(OSError):
-            note_held(self._tally_path, seq, lost)
+            note_held(self.tally_path, seq, lost)
 
     def lost_with(self, seq: int) -> int | None:
         """How many records are lost if the file of statement ``seq`` is, or ``tally.DELIVERED``; None if that
         is not known either.
         """
-        return lost_with(self._tally_path, seq)
+        return lost_with(self.tally_path, seq)
 
     def documents(self) -> set[str]:
         """Digests of the documents that this chain has published."""
-        return {entry.name for entry in os.scandir(self._documents) if len(entry.name) == 64}
+        return {entry.name for entry in os.scandir(self.documents_path) if len(entry.name) == 64}
 
     def document_at(self, seq: int) -> Spooled | None:
         """The statement ``seq``, if it published a document: those are kept twice."""
         for digest in self.documents():
-            path = self._documents / digest
+            path = self.documents_path / digest
             try:
                 spooled = decode_spooled(path.read_bytes(), where=path.name)
             except (FileNotFoundError, CorruptError):
@@ -282,161 +274,3 @@ def read_problem(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) else None
-
-
-class Chain:
-    """The chain's end, while its lock is held (``Spool.locked``)."""
-
-    def __init__(self, spool: Spool, file: int, head: Head) -> None:
-        self._spool = spool
-        self._file = file
-        self.head = head
-
-    def heal(self) -> None:
-        """Write both slots of a damaged head anew."""
-        for _ in range(2):
-            self._write(self.head)
-
-    def recover(self, *, thorough: bool) -> None:
-        """Make the head count every statement that is complete on disk; pass settled counts on."""
-        spool = self._spool
-        self._finish_swap()
-        if thorough:
-            for leftover in (*spool.directory.glob(f"*{PENDING}.tmp"), *spool.directory.glob(f"*{NEW}*")):
-                leftover.unlink()  # never complete: only a holder of the lock writes one
-            for seq in reversed(spool.waiting()):
-                if seq <= self.head.next_seq:
-                    break
-                # The newest slot was lost and an older one found: the statements know better.
-                with contextlib.suppress(CorruptError):
-                    self._write(_after(self.head, spool.load(seq)))
-                    break
-        while spool.path_of(self.head.next_seq).exists():
-            seq = self.head.next_seq
-            try:
-                spooled = spool.load(seq)
-                payload = spooled.statement.payload
-                if (None if payload.prev is UNSET else payload.prev) != self.head.last_leaf:
-                    raise CorruptError("does not follow the chain", where=f"{seq}", code="spool-corrupt")
-            except CorruptError as error:
-                # It was never sent, since no head counted it; its records are still unsettled and so counted
-                # as lost. The file stays as evidence and its place in the chain is free.
-                _log.error("%s; set aside", error)
-                spool.set_aside(spool.path_of(seq))
-                break
-            self._write(_after(self.head, spooled))
-        if self.head.session:
-            settle_session(spool.sessions, self.head.session, self.head.settled)
-
-    def append(self, spooled: Spooled) -> None:
-        """Add the next statement; durable when this returns.
-
-        Raises:
-            UnavailableError, OSError: nothing was added.
-        """
-        data = encode_spooled(spooled)
-        spool = self._spool
-        spool._room.take(len(data))
-        note_held(spool._tally_path, self.head.next_seq, spooled.count + spooled.told)
-        path = spool.path_of(self.head.next_seq)
-        if path.exists():  # the lock's file was deleted under us: never write over what another one signed
-            raise UnavailableError(
-                f"another process wrote statement {self.head.next_seq} meanwhile",
-                where=path.name,
-                remedy="do not delete the spool's lock file while recorders run",
-                code="spool-unavailable",
-            )
-        try:
-            replace_file(path, data)
-        except OSError:
-            if not path.exists():
-                raise
-            _log.exception("statement %d is in the spool, but may not be durable", self.head.next_seq)
-        head = _after(self.head, spooled)
-        try:
-            self._write(head)
-        except OSError:  # the file stands; the next holder of the lock makes the head count it
-            _log.exception("the head of the spool could not be written")
-            self.head = head
-
-    def add_dropped(self, count: int, session: str, settled: int) -> None:
-        """Remember ``count`` lost records until a statement tells them."""
-        self._write(
-            msgspec.structs.replace(
-                self.head, dropped=self.head.dropped + count, session=session, settled=settled
-            )
-        )
-
-    def publish(self, digest: str) -> None:
-        """Note that the newest statement published the document ``digest``, and keep it a second time.
-
-        Lost in a crash, it is published once more.
-        """
-        spool = self._spool
-        data = spool.path_of(self.head.next_seq - 1).read_bytes()
-        replace_file(spool._documents / digest, data)
-        known = sorted(spool._documents.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for oldest in known[:-_MAX_DOCUMENTS]:
-            oldest.unlink()
-
-    def swap(self, first: int, end: int, last_leaf: str | None, dropped: int) -> None:
-        """Put the statements written as ``.new`` into the place of all that wait; none is sent meanwhile.
-
-        From the moment the note is on disk the swap is finished, by whoever holds the lock next.
-        """
-        note = {"first": first, "end": end, "last_leaf": last_leaf, "dropped": dropped}
-        replace_file(self._spool.directory / SWAP, json.dumps(note).encode())
-        self._finish_swap()
-
-    def _finish_swap(self) -> None:
-        spool = self._spool
-        path = spool.directory / SWAP
-        try:
-            note = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return
-        for seq in range(note["first"], note["end"]):
-            new = spool.path_of(seq).with_suffix(NEW)
-            if new.exists():
-                new.replace(spool.path_of(seq))
-        for seq in spool.waiting():
-            if not note["first"] <= seq < note["end"]:
-                spool.set_aside(spool.path_of(seq))
-        self._write(
-            msgspec.structs.replace(
-                self.head, next_seq=note["end"], last_leaf=note["last_leaf"], dropped=note["dropped"]
-            )
-        )
-        path.unlink()
-
-    def reap(self) -> int:
-        """Count what processes lost that ended without closing; return how many records."""
-        lost = 0
-        for name, given, settled in abandoned_sessions(self._spool.sessions):
-            missing = max(0, given - settled)
-            if missing:
-                self.add_dropped(missing, name, given)
-                _log.warning("%d records were lost when a process ended early", missing)
-            lost += missing
-            (self._spool.sessions / name).unlink(missing_ok=True)
-        return lost
-
-    def _write(self, head: Head) -> None:
-        with contextlib.suppress(OSError):
-            # Before the head: whichever of the two a kill leaves as the newest is a whole state.
-            write_copy(self._spool._tally_path, head)
-        self.head = write_head(self._file, head)
-
-
-def _after(head: Head, spooled: Spooled) -> Head:
-    """The head once ``spooled`` is in the chain."""
-    payload = spooled.statement.payload
-    return msgspec.structs.replace(
-        head,
-        next_seq=payload.seq + 1,
-        last_leaf=spooled.statement.leaf_hash.hex(),
-        issued_us=payload.issued_us,
-        dropped=max(0, head.dropped - spooled.told),
-        session=spooled.session,
-        settled=spooled.settled,
-    )

@@ -291,7 +291,7 @@ def test_statements_are_sent_only_once_the_head_counts_them(
         def fail(*args: object) -> None:
             raise OSError(5, "broken disk")
 
-        patch.setattr("ledger.emit.spool.write_head", fail)
+        patch.setattr("ledger.emit.chain.write_head", fail)
         recorder.record(**report())
         recorder.sync(1)
         spool = Spool(spool_dir)

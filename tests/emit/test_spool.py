@@ -11,9 +11,10 @@ from ledger.core.chain import ChainHead, next_head
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.statements import Heartbeat, sign_statement
+from ledger.emit.chain import Chain
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 from ledger.emit.session import Session, abandoned_sessions
-from ledger.emit.spool import Chain, Spool
+from ledger.emit.spool import Spool
 from ledger.emit.spooled import Spooled, decode_spooled, encode_spooled
 
 ISSUER = "tests.example/spool"
@@ -80,7 +81,7 @@ def test_the_file_wins_over_a_head_that_was_not_written(spool_dir: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ledger.emit.spool.write_head", crash)
+        patch.setattr("ledger.emit.chain.write_head", crash)
         with pytest.raises(KeyboardInterrupt):
             append(spool)
     assert spool.waiting() == [0, 1, 2]
@@ -95,7 +96,7 @@ def test_a_head_that_cannot_be_written_does_not_double_a_statement(spool_dir: Pa
         raise OSError(errno.EIO, "broken disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ledger.emit.spool.write_head", fail)
+        patch.setattr("ledger.emit.chain.write_head", fail)
         append(spool)  # it is in the spool: to raise would make the caller append it again
     append(spool)
     check_chain(spool, 2)
@@ -310,7 +311,7 @@ def test_published_documents_are_remembered_and_kept_twice(spool_dir: Path) -> N
 
 
 def test_documents_are_bounded(spool_dir: Path, monkeypatch) -> None:
-    monkeypatch.setattr("ledger.emit.spool._MAX_DOCUMENTS", 3)
+    monkeypatch.setattr("ledger.emit.chain._MAX_DOCUMENTS", 3)
     spool = Spool(spool_dir, ISSUER)
     append(spool)
     for number in range(9):
