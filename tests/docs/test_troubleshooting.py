@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text("utf-8")
 EMIT = ROOT / "ledger" / "emit"
 STATUSES = {each.code: each.status for each in PROBLEM_TYPES.values()}
 NAMED = re.findall(r"`(\d{3}): ([a-z0-9-]+)`", PAGE)
-BACKGROUND = ("client", "rechain", "room", "sealer", "sender", "spool", "spooled", "head")
+BACKGROUND = ("chain", "client", "rechain", "room", "sealer", "sender", "spool", "spooled", "head")
 """Modules whose errors become ``status().problem``."""
 NOT_THERE = {
     "bad-url", "bad-api-key", "bad-issuer-name", "other-issuer", "bad-key",  # raised when a recorder is made
