@@ -25,7 +25,7 @@ from msgspec import UNSET
 from ledger.core.records import Energy, Usage
 from ledger.energy.metering import HostMeter, Ticket
 
-__all__ = ["ABORT", "ERROR", "Call", "Generation", "Recording", "delta_text", "now_us"]
+__all__ = ["ABORT", "ERROR", "Call", "Generation", "Recording", "now_us"]
 
 ABORT = "abort"
 """The caller stopped the generation. Its tokens are those that the engine had shown by then."""
@@ -81,18 +81,6 @@ class Call:
 def now_us() -> int:
     """Unix microseconds."""
     return time.time_ns() // 1000
-
-
-def delta_text(delta: Mapping[str, Any]) -> str:
-    """The text of a chat message or of a part of one, as a commitment of text holds it.
-
-    Reasoning, content, then each tool call's name and arguments, concatenated in the order of arrival.
-    """
-    parts = [delta.get("reasoning_content"), delta.get("content")]
-    for call in delta.get("tool_calls") or ():
-        function = call.get("function") or {}
-        parts += [function.get("name"), function.get("arguments")]
-    return "".join(part for part in parts if part)
 
 
 @dataclass

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from msgspec import UNSET
 
-from ledger.emit.engines._llamacpp_generation import ABORT, ERROR, Generation, delta_text
+from ledger.emit.engines._llamacpp_generation import ABORT, ERROR, Generation
+from ledger.emit.engines._openai import delta_text
 
 __all__ = ["SEEN", "ChatShape", "Stream", "as_is", "choice_count", "names", "usage_of"]
 

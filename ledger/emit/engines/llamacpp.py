@@ -32,8 +32,9 @@ from typing import Any, TypeAlias
 import urllib3
 
 from ledger.emit.engines._llamacpp_deployment import deployment_of
-from ledger.emit.engines._llamacpp_generation import Call, Generation, Recording, delta_text
+from ledger.emit.engines._llamacpp_generation import Call, Generation, Recording
 from ledger.emit.engines._llamacpp_stream import SEEN, ChatShape, Stream, as_is, choice_count, names, usage_of
+from ledger.emit.engines._openai import delta_text
 from ledger.energy.estimation import FULL_UTILISATION_MILLI
 from ledger.energy.host_power import host_power
 from ledger.energy.metering import HostMeter
