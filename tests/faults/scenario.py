@@ -51,7 +51,7 @@ class Worker:
                     self.ready = True
                 case "recorded":
                     self.recorded.append(record_id)
-                case "safe" | "logged":
+                case "safe":
                     self.safe.update(self.recorded)
 
     def kill(self) -> None:
