@@ -208,7 +208,9 @@ def test_what_a_server_generates_is_logged_without_a_change_to_it(world: World) 
     assert "any" not in log.split()  # the client's key
     deployment = world.get(f"/deployments/{record.deployment}").json()["deployment"]
     assert (deployment["engine"], deployment["quantization"]) == ("llama.cpp", "Q4_1")
-    assert deployment["weights"]["digest"] == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    assert (
+        deployment["weights"]["digest"] == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    )
 
 
 def test_a_stop_waits_for_running_requests_and_sends_the_last_records(world: World) -> None:
@@ -236,3 +238,41 @@ def test_a_server_that_does_not_tell_what_it_is() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"]["code"] == "unreachable"
+
+
+def test_a_server_that_records_by_itself_too(world: World, tmp_path: Path) -> None:
+    """The example server behind the proxy: each has its record of a request, with the same counts."""
+    port = free_port()
+    environment = {k: v for k, v in world.environment.items() if not k.startswith("TALLYSTICK_")}
+    server = subprocess.Popen(
+        [sys.executable, "examples/openai_server.py", "--port", str(port), "--slots", "2", "--threads", "1"],
+        cwd=ROOT,
+        env=environment | {"TALLYSTICK_SPOOL": str(tmp_path / "spool")},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        upstream = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(f"{upstream}/v1/models"))
+        there = World(upstream, world.ledger, world.data, world.environment)
+        proxy = there.start("--model", "SmolLM2", "--engine", "example")
+        options = {"stream_options": {"include_usage": True}}
+        answer = proxy.client.completions.with_raw_response.create(
+            model="any", prompt="Once upon", n=3, max_tokens=5, seed=1
+        )
+        ids = answer.headers["x-tallystick-record"].split(", ")
+        assert len(ids) == 2
+        (mine,) = set(ids) - {answer.parse().model_extra["tallystick"]["record"]}
+        record = world.record(mine)
+        assert record.usage.output_tokens == answer.parse().usage.completion_tokens == 15
+        assert record.usage.input_tokens == answer.parse().usage.prompt_tokens
+        with proxy.client.chat.completions.with_streaming_response.create(
+            model="any", messages=CHAT, n=2, max_tokens=5, stream=True, **options
+        ) as response:
+            chunks = list(response.parse())
+            record = world.record(response.headers["x-tallystick-record"])
+        assert record.usage.output_tokens == chunks[-1].usage.completion_tokens
+        assert record.usage.input_tokens == chunks[-1].usage.prompt_tokens
+        assert proxy.stop()[0] == 0
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(WAIT_S)
