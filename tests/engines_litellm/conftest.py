@@ -16,6 +16,7 @@ from ledger.core.commitments import Opening, record_salt, tenant_key, verify_ope
 from ledger.core.records import Record
 from ledger.emit import Recorder
 from tests.emit.real_service import RealService, running_service
+from tests.engines_litellm.apis import api  # noqa: F401  # a fixture
 from tests.engines_litellm.upstream import Upstream
 
 SLOTS = 4

@@ -221,6 +221,29 @@ def test_calls_side_by_side(recorded: Ledger, upstream: Upstream) -> None:
     assert counted == sorted(each.usage for each in upstream.seen)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_another_provider_with_its_own_fields(recorded: Ledger, api: str, streamed: bool) -> None:
+    answer = litellm.completion(
+        model="anthropic/claude-sonnet-4-5",
+        messages=MESSAGES,
+        api_base=api,
+        api_key="any",
+        max_tokens=99,
+        stream=streamed,
+    )
+    if streamed:
+        list(answer)
+    (record,) = expect(recorded, 1)
+    assert (record.usage.input_tokens, record.usage.cached_input_tokens) == (1110, 1000)
+    assert record.usage.output_tokens == 25
+    assert record.finish_reason == ("stop" if streamed else "tool_calls")
+    assert record.cost_nano is not UNSET
+    assert record.quality is UNSET
+    deployment = recorded.deployment(record)
+    assert (deployment["provider"], deployment["engine"]) == ("anthropic", "anthropic-api")
+    assert deployment["model"] == "claude-sonnet-4-5"
+
+
 # --- failures, retries, caches ---------------------------------------------------------------------------
 
 
