@@ -404,6 +404,13 @@ def test_headers_pass_but_for_those_of_one_hop():
     }
 
 
+def test_a_header_that_is_no_text_is_refused():
+    """It could not be passed on as it is."""
+    with answering(OK) as (url, requests):
+        answer = through(url, headers={"x-name": "caf\u00e9"})
+    assert (answer.status, requests) == (400, [])
+
+
 def test_the_upstream_may_have_a_path():
     with answering(OK) as (url, requests):
         through(f"{url}/openai/", path="/v1/models")

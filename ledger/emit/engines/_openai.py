@@ -1,7 +1,7 @@
 """Owns the reading of OpenAI-compatible traffic: what a request asks for and what an answer has shown.
 
 Pure: JSON values in, facts out. By OpenAI's API reference (chat completions, completions, responses) and the
-extensions of vLLM 0.10 to 0.32 (``token_ids``, ``prompt_token_ids``, usage on each chunk), SGLang 0.5
+extensions of vLLM 0.32 (``token_ids``, ``prompt_token_ids``, usage on each chunk), SGLang 0.5
 (likewise) and llama.cpp (``__verbose``, ``timings``). Everything read here comes from another program: a
 value of another type than expected counts as absent, nothing raises, and what is kept is bounded.
 

@@ -5,7 +5,7 @@ request where the client did not ask itself, and what the client did not ask for
 
 - every stream of chat or completions: ``stream_options.include_usage`` (OpenAI's API reference), unless that
   is switched off for a server that refuses it, or the engine tells the counts otherwise;
-- vLLM (0.10 to 0.32): ``return_token_ids``;
+- vLLM (0.32; its pull request 22587 of August 2025 brought it): ``return_token_ids``;
 - SGLang (0.5): ``return_input_ids_in_sglext`` and ``return_output_ids_in_sglext`` of chats, which are shown
   at the end, and ``return_token_ids`` of completions; ``stream_options.continuous_usage_stats``;
 - llama.cpp's server: ``return_tokens`` with ``verbose``, and ``timings_per_token`` of streams, which count

@@ -167,12 +167,17 @@ class Forwarder:
         if not path.startswith(b"/"):
             await _fail(send, 400, "the request's target is no path")
             return
+        try:
+            headers = _decoded(_without_hop(scope["headers"], _NOT_UPSTREAM))
+        except UnicodeDecodeError:
+            await _fail(send, 400, "a header's value is not UTF-8")
+            return
         body = _Body(receive, self._limits.body_bytes)
         if body.is_too_long(scope["headers"]):
             await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
             return
         await body.begin()
-        sending = asyncio.ensure_future(self._exchange(scope, path, body, send))
+        sending = asyncio.ensure_future(self._exchange(scope, path, headers, body, send))
         watching = asyncio.ensure_future(body.until_client_is_gone())
         try:
             await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -183,7 +188,9 @@ class Forwarder:
             with contextlib.suppress(asyncio.CancelledError):
                 await sending
 
-    async def _exchange(self, scope: Scope, path: bytes, body: _Body, send: Send) -> None:
+    async def _exchange(
+        self, scope: Scope, path: bytes, headers: list[tuple[str, str]], body: _Body, send: Send
+    ) -> None:
         query = scope.get("query_string") or b""
         target = self._base + path.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
         started = False
@@ -191,13 +198,13 @@ class Forwarder:
             async with self._open().request(
                 scope["method"],
                 URL(target, encoded=True),
-                headers=_decoded(_without_hop(scope["headers"], _NOT_UPSTREAM)),
+                headers=headers,
                 data=body.content(scope["method"]),
                 allow_redirects=False,
             ) as response:
                 started = True
-                headers = _without_hop(response.raw_headers, _HOP_BY_HOP)
-                await send({"type": "http.response.start", "status": response.status, "headers": headers})
+                shown = _without_hop(response.raw_headers, _HOP_BY_HOP)
+                await send({"type": "http.response.start", "status": response.status, "headers": shown})
                 async for data in response.content.iter_any():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -270,7 +277,7 @@ def _without_hop(headers: Iterable[tuple[bytes, bytes]], dropped: set[bytes]) ->
 
 
 def _decoded(headers: Headers) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
+    return [(name.decode("latin-1"), value.decode()) for name, value in headers]
 
 
 def _reason(error: Exception, late: bool) -> str:
