@@ -11,7 +11,7 @@ from array import array
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.workload import make_records as bench_records
@@ -27,6 +27,7 @@ needs_native = pytest.mark.skipif(
     native.parsing is None, reason="the native part is not built, or switched off"
 )
 needs_hashes = pytest.mark.skipif(native.hashing is None, reason="the native part does not hash here")
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SALT = bytes(range(32))
 HEX = "0f" * 32
 
@@ -57,6 +58,7 @@ def is_plain(record: records.Record) -> bool:
 
 
 @needs_native
+@unhurried
 @given(st.lists(strategies.records(), min_size=1, max_size=12))
 def test_generated_records(made):
     lines = records.encode_record_lines(made)
@@ -68,7 +70,7 @@ def test_generated_records(made):
 
 
 @needs_native
-@settings(max_examples=1000)
+@settings(unhurried, max_examples=1000)
 @given(strategies.records(), st.randoms(use_true_random=False))
 def test_broken_records(record, chance):
     data = bytearray(records.encode_record(record))
@@ -276,7 +278,7 @@ def test_batches_of_many_groups(count, tenants):
 
 
 @needs_native
-@settings(max_examples=500)
+@settings(unhurried, max_examples=500)
 @given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 2**62))
 def test_what_is_unmatched(chance, count, first):
     """Whatever rows come, the sets that ``IndexAudit`` keeps end up the same."""
@@ -397,6 +399,7 @@ def test_published_shake256():
 
 
 @needs_native
+@unhurried
 @given(st.binary(max_size=135), st.integers(0, 1200))
 def test_shake256(data, size):
     assert native.parsing.shake256(data, size) == hashlib.shake_256(data).digest(size)
@@ -463,6 +466,7 @@ def test_commitments_of_every_size():
 
 
 @needs_native
+@unhurried
 @given(st.lists(tokens, max_size=300), st.binary(min_size=32, max_size=32))
 def test_commitments(ids, salt):
     check_commitment(ids, salt)
@@ -470,6 +474,7 @@ def test_commitments(ids, salt):
 
 
 @needs_native
+@unhurried
 @given(st.lists(tokens | odd_items, max_size=20))
 @example([True, False])
 @example([2**32])
@@ -479,6 +484,7 @@ def test_odd_ids(ids):
 
 
 @needs_native
+@unhurried
 @given(st.sampled_from("bBhHiIlLqQfd"), st.lists(st.integers(0, 127), max_size=100))
 def test_arrays(code, ids):
     check_commitment(array(code, ids), SALT)
@@ -541,6 +547,7 @@ def test_numpy_arrays():
 
 
 @needs_hashes
+@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=700))
 def test_text_commitments(text):
     natively = commitments.commit_text(text, SALT)
@@ -550,6 +557,7 @@ def test_text_commitments(text):
 
 
 @needs_hashes
+@unhurried
 @given(st.binary(max_size=100), st.text(max_size=40))
 def test_salts(key, text):
     name = make_uuid7(1_800_000_000_000, text)
