@@ -32,7 +32,7 @@ def seen(ledger: Ledger, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
     told = tmp_path_factory.mktemp("told") / "told.json"
     run = subprocess.run(
         [sys.executable, str(script), str(tiny_llama()), str(tiny_lora()), str(told)],
-        env=environment(ledger),
+        env=environment(ledger) | {"TALLYSTICK_TENANT_FIELD": "team", "TALLYSTICK_PARENT_FIELD": "cause"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -123,8 +123,9 @@ def test_an_adapter_makes_another_deployment(ledger: Ledger, pairs: Pairs) -> No
     assert {k: v for k, v in deployment.items() if k != "adapters"} == base
 
 
-def test_the_tenant_that_the_caller_named(pairs: Pairs) -> None:
-    assert [record.get("tenant") for _, record in pairs] == [each.get("tenant") for each, _ in pairs]
+@pytest.mark.parametrize("field", ["tenant", "parent"])
+def test_tenant_and_parent_are_what_the_caller_named(pairs: Pairs, field: str) -> None:
+    assert [record.get(field) for _, record in pairs] == [each.get(field) for each, _ in pairs]
 
 
 def test_nothing_happens_unless_a_ledger_is_named() -> None:

@@ -77,9 +77,11 @@ def main(model: str, lora: str, told: str) -> None:
     for output in llm.chat([[{"role": "user", "content": "hello"}]], free, use_tqdm=False):
         seen += said(output)
 
-    whose = SamplingParams(max_tokens=4, extra_args={"tallystick_tenant": "acme"})
-    for output in llm.generate(["for whom"], whose, use_tqdm=False):
-        seen += said(output, tenant="acme")
+    cause = "01900000-0000-7000-8000-000000000000"
+    for named, kept in ({"team": "acme", "cause": cause}, True), ({"team": 7, "cause": "' or 1"}, False):
+        whose = SamplingParams(max_tokens=4, extra_args=named)
+        for output in llm.generate(["for whom"], whose, use_tqdm=False):
+            seen += said(output, **({"tenant": "acme", "parent": cause} if kept else {}))
 
     # One that is stopped from outside, through the engine beneath.
     engine = llm.llm_engine

