@@ -117,6 +117,24 @@ def test_a_stream_that_is_left_is_an_abort(client: openai.OpenAI, ledger: Ledger
     assert 0 < record.usage.output_tokens <= 60
 
 
+def test_a_stream_that_breaks_off_is_an_error(
+    client: openai.OpenAI, ledger: Ledger, upstream: Upstream
+) -> None:
+    upstream.cut = 3
+    with pytest.raises(Exception, match=r"(?i)peer closed"):
+        list(client.chat.completions.create(**ASKED, stream=True))
+    (record,) = ledger.records()
+    assert record.finish_reason == "error"
+    assert record.usage.output_tokens == 3
+
+
+def test_a_client_is_hooked_once(client: openai.OpenAI, ledger: Ledger) -> None:
+    providers.record(client, ledger.recorder, tenant="t-2")
+    client.chat.completions.create(**ASKED)
+    (record,) = ledger.records()
+    assert record.tenant == "t-2"
+
+
 def test_what_fails_is_no_record_and_nothing_is_lost(ledger: Ledger, upstream: Upstream) -> None:
     made = openai.OpenAI(base_url=upstream.url, api_key="any", max_retries=1)
     client = providers.record(made, ledger.recorder)

@@ -221,6 +221,17 @@ def test_text_completions(proxy: Proxy, before: int) -> None:
     check(record, proxy.upstream.seen[0])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("path", ["/messages", "/responses"])
+def test_other_apis_of_the_proxy(proxy: Proxy, before: int, path: str, streamed: bool) -> None:
+    more = {"input": "Count to ten.", "messages": None, "max_output_tokens": 8, "max_tokens": None}
+    answer = proxy.ask(path, stream=streamed, **(more if path == "/responses" else {}))
+    assert answer.status_code == 200, answer.text
+    (record,) = proxy.expect(1, before)
+    (seen,) = proxy.upstream.seen
+    assert record.usage.output_tokens == seen.usage[1]
+
+
 def test_a_client_that_goes_away_is_an_abort(proxy: Proxy, before: int) -> None:
     texts = []
     with proxy.stream(max_tokens=400) as answer:

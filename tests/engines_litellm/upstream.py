@@ -30,8 +30,12 @@ class Seen:
     @property
     def usage(self) -> tuple[int, int]:
         """Input and output tokens, as the engine counts: it ends a stream with the usage of each choice."""
-        told = [each["usage"] for each in self.events if each.get("usage")]
-        return told[0]["prompt_tokens"], sum(each["completion_tokens"] for each in told)
+        told = [usage for each in self.events if (usage := each.get("usage"))]
+        if told and "prompt_tokens" in told[0]:
+            return told[0]["prompt_tokens"], sum(each["completion_tokens"] for each in told)
+        # The Responses API: in the answer, or in the event that ends a stream.
+        (only,) = told or [u for each in self.events if (u := each.get("response", {}).get("usage"))]
+        return only["input_tokens"], only["output_tokens"]
 
     @property
     def cached(self) -> int:
@@ -172,13 +176,14 @@ class Upstream:
                 held += part
                 *lines, held = held.split(b"\n\n")
                 for line in lines:
-                    if line.startswith(b"data: {"):
-                        event = json.loads(line[6:])
+                    head, is_event, data = line.partition(b"data: {")
+                    if is_event:
+                        event = json.loads(b"{" + data)
                         if shaped is not None:
                             shaped(event)
                         seen.events.append(event)
                         texts += any(c.get("delta", {}).get("content") for c in event.get("choices", ()))
-                        line = b"data: " + json.dumps(event).encode()
+                        line = head + b"data: " + json.dumps(event).encode()
                     data = line + b"\n\n"
                     request.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
                     request.wfile.flush()

@@ -56,6 +56,9 @@ class Observing(Protocol):
     def rest(self) -> bytes:
         """What was held back, at the end."""
 
+    def break_off(self) -> None:
+        """The server ended in the middle."""
+
     def close(self) -> None:
         """Nobody reads on."""
 
@@ -74,7 +77,7 @@ def record(
     deployment: Deployment | None = None,
     ask_usage: bool = True,
 ) -> _ClientT:
-    """Record what ``client`` has generated from here on; return it.
+    """Record what ``client`` has generated from here on; return it. A second call replaces the first.
 
     Args:
         client: of ``openai``, ``anthropic`` or ``google.genai``.
@@ -94,12 +97,18 @@ def record(
     for http in found:
         asynchronous = hasattr(http, "aclose")
         before, after = (hooks.abefore, hooks.aafter) if asynchronous else (hooks.before, hooks.after)
-        events = http.event_hooks
+        events = {
+            kind: [each for each in given if not _is_ours(each)] for kind, given in http.event_hooks.items()
+        }
         http.event_hooks = {
             "request": [*events["request"], before],
             "response": [*events["response"], after],
         }
     return client
+
+
+def _is_ours(hook: object) -> bool:
+    return isinstance(getattr(hook, "__self__", None), _Hooks)
 
 
 def _http_clients(client: Any) -> list[Any]:
@@ -263,7 +272,7 @@ class _Observed:
         self._complaints = complaints
         self._events = Events() if streamed else None
         self._kept = bytearray()
-        self._whole = False
+        self._whole = self._broken = False
 
     def feed(self, data: bytes) -> bytes:
         """The next bytes, and those of them to pass on."""
@@ -289,12 +298,18 @@ class _Observed:
             self._complaints.say("an answer could not be read", error)
         return b""
 
+    def break_off(self) -> None:
+        """The connection failed in the middle of the answer."""
+        self._broken = True
+
     def close(self) -> None:
         """The SDK is done with the answer, at its end or before."""
         try:
             if self._exchange.open:
                 self._known()
-                if self._whole or self._exchange.answer.finish_reason is not None:
+                if self._broken:
+                    self._exchange.fail()
+                elif self._whole or self._exchange.answer.finish_reason is not None:
                     self._exchange.end()
                 else:
                     self._exchange.abort()
@@ -330,16 +345,24 @@ def _stream_class(package: str, asynchronous: bool) -> Callable[[Any, Observing]
             self._observing = observing
 
         def __iter__(self) -> Iterator[bytes]:
-            for data in self._stream:
-                if shown := self._observing.feed(data):
-                    yield shown
+            try:
+                for data in self._stream:
+                    if shown := self._observing.feed(data):
+                        yield shown
+            except Exception:
+                self._observing.break_off()
+                raise
             if rest := self._observing.rest():
                 yield rest
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            async for data in self._stream:
-                if shown := self._observing.feed(data):
-                    yield shown
+            try:
+                async for data in self._stream:
+                    if shown := self._observing.feed(data):
+                        yield shown
+            except Exception:
+                self._observing.break_off()
+                raise
             if rest := self._observing.rest():
                 yield rest
 
