@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,15 +20,12 @@ from ledger.emit.tally import note_held, write_copy
 if TYPE_CHECKING:
     from ledger.emit.spool import Spool
 
-__all__ = ["NEW", "Chain", "after"]
+__all__ = ["Chain", "after"]
 
 _log = logging.getLogger("tallystick.emit")
 
 _MAX_DOCUMENTS = 1024
 """Published documents that a spool remembers; an older one is published once more if it comes back."""
-NEW = ".new"
-"""Ends the names of statements that ``swap`` puts into place."""
-_SWAP = "rechained"
 
 
 class Chain:
@@ -48,18 +44,17 @@ class Chain:
     def recover(self, *, thorough: bool) -> None:
         """Make the head count every statement that is complete on disk; pass settled counts on."""
         spool = self._spool
-        self._finish_swap()
         if thorough:
-            for leftover in (*spool.directory.glob(f"*{PENDING}.tmp"), *spool.directory.glob(f"*{NEW}*")):
+            for leftover in spool.directory.glob(f"*{PENDING}.tmp"):
                 leftover.unlink()  # never complete: only a holder of the lock writes one
             for seq in reversed(spool.waiting()):
-                if seq <= self.head.next_seq:
+                if seq <= self.head.next_seq or spool.is_moving():
                     break
                 # The newest slot was lost and an older one found: the statements know better.
                 with contextlib.suppress(CorruptError):
                     self._write(after(self.head, spool.load(seq)))
                     break
-        while spool.path_of(self.head.next_seq).exists():
+        while spool.path_of(self.head.next_seq).exists() and not spool.is_moving():
             seq = self.head.next_seq
             try:
                 spooled = spool.load(seq)
@@ -84,6 +79,13 @@ class Chain:
         """
         data = encode_spooled(spooled)
         spool = self._spool
+        if spool.is_moving():
+            raise UnavailableError(
+                "the spool's chain is being moved to where the ledger is",
+                where=str(spool.directory),
+                remedy="run `tallystick spool restore` again: it was cut off",
+                code="spool-unavailable",
+            )
         spool.room.take(len(data))
         note_held(spool.tally_path, self.head.next_seq, spooled.count + spooled.told)
         path = spool.path_of(self.head.next_seq)
@@ -127,35 +129,9 @@ class Chain:
         for oldest in known[:-_MAX_DOCUMENTS]:
             oldest.unlink()
 
-    def swap(self, first: int, end: int, last_leaf: str | None, dropped: int) -> None:
-        """Put the statements written as ``.new`` into the place of all that wait; none is sent meanwhile.
-
-        From the moment the note is on disk the swap is finished, by whoever holds the lock next.
-        """
-        note = {"first": first, "end": end, "last_leaf": last_leaf, "dropped": dropped}
-        replace_file(self._spool.directory / _SWAP, json.dumps(note).encode())
-        self._finish_swap()
-
-    def _finish_swap(self) -> None:
-        spool = self._spool
-        path = spool.directory / _SWAP
-        try:
-            note = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return
-        for seq in range(note["first"], note["end"]):
-            new = spool.path_of(seq).with_suffix(NEW)
-            if new.exists():
-                new.replace(spool.path_of(seq))
-        for seq in spool.waiting():
-            if not note["first"] <= seq < note["end"]:
-                spool.set_aside(spool.path_of(seq))
-        self._write(
-            msgspec.structs.replace(
-                self.head, next_seq=note["end"], last_leaf=note["last_leaf"], dropped=note["dropped"]
-            )
-        )
-        path.unlink()
+    def move_to(self, next_seq: int, last_leaf: str | None) -> None:
+        """Let the chain stand elsewhere. What was there is the caller's to account for."""
+        self._write(msgspec.structs.replace(self.head, next_seq=next_seq, last_leaf=last_leaf))
 
     def reap(self) -> int:
         """Count what processes lost that ended without closing; return how many records."""

@@ -167,7 +167,8 @@ def restore_spool(
         delivered = sum(_had_by_ledger(spool, seq, client, log) for seq in spool.waiting())
         with spool.locked() as chain:
             waiting = spool.waiting()
-            if chain.head.next_seq >= place.next_seq and waiting[:1] in ([], [place.next_seq]):
+            whole = chain.head.next_seq >= place.next_seq and waiting[:1] in ([], [place.next_seq])
+            if whole and not spool.is_mending():
                 return Restored(name, chain.head.next_seq, 0, delivered, 0)
             done = rechain(spool, chain, key, place, assumed_lost=assumed_lost)
             return Restored(name, chain.head.next_seq, done.signed, delivered, done.lost)

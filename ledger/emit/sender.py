@@ -211,7 +211,13 @@ class Sender:
             with self._spool.sending() as mine:
                 if not mine:
                     return Pass(0, len(self._spool.waiting()))
-                for seq, kept in self._work():
+                work = self._work()
+                if work and self._spool.is_mending():
+                    mended = self._mend(None, Refused("the chain is being mended"), kept=False)
+                    blocked = isinstance(mended, Refused)
+                    after_s = mended.after_s if isinstance(mended, Retry) else None
+                    reason, work = mended.reason, []
+                for seq, kept in work:
                     if stop():
                         return Pass(sent, self._count_waiting())
                     outcome = self._send(seq, kept=kept)
@@ -312,13 +318,16 @@ class Sender:
                 return False
         return refused.code in (_DAMAGED, "seq-gap")
 
-    def _mend(self, seq: int, refused: Refused, *, kept: bool) -> Retry | Refused:
-        """Sign what waits anew, once the ledger said twice that it has none of it."""
+    def _mend(self, seq: int | None, refused: Refused, *, kept: bool) -> Retry | Refused:
+        """Sign what waits anew, once the ledger said twice that it has none of it.
+
+        ``seq`` is the statement that shows the damage; None goes on with what was cut off.
+        """
         try:
             place, _ = find_place(self._client, self._spool.issuer)
         except RefusedError:
             return refused
-        if place.next_seq > seq:
+        if seq is not None and place.next_seq > seq:
             if refused.code != _DAMAGED:
                 return refused
             # It has one with this seq, and the chain goes on from it, or the next one will be refused.

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.statements import check_issuer_id
-from ledger.emit._disk import locked_file
+from ledger.emit._disk import flush_directory, locked_file, replace_file
 from ledger.emit.chain import Chain, after
 from ledger.emit.head import Head, create_head, read_head
 from ledger.emit.room import KEPT, PENDING, TORN, Room, bound_torn
@@ -53,6 +53,8 @@ class Spool:
         self._head_path = directory / "head"
         self.documents_path = directory / "documents"
         self.tally_path = directory / "tally"
+        self._mending_path = directory / "mending"
+        self._moving_path = directory / "moving"
         self._problem_path = directory / "problem"
         self.room = Room(directory, limit_bytes)
         self._inherited: set[int] = set()
@@ -216,6 +218,26 @@ class Spool:
     def keep(self, seq: int) -> None:
         """Set a statement aside that was sent, but whose receipt could not be checked."""
         self.path_of(seq).rename(self.path_of(seq, kept=True))
+
+    def is_mending(self) -> bool:
+        """Whether what waits is being signed anew (see ``rechain``), so that nothing may be sent."""
+        return self._mending_path.exists() or self.is_moving()
+
+    def is_moving(self) -> bool:
+        """Whether what waits is getting other numbers, so that nothing may be appended either."""
+        return self._moving_path.exists()
+
+    def begin_mending(self, *, moving: bool = False) -> None:
+        """Note that it begins; durable."""
+        path = self._moving_path if moving else self._mending_path
+        if not path.exists():
+            replace_file(path, b"")
+
+    def end_mending(self) -> None:
+        """Note that it is done; durable."""
+        self._mending_path.unlink(missing_ok=True)
+        self._moving_path.unlink(missing_ok=True)
+        flush_directory(self.directory)
 
     def set_aside(self, path: Path) -> None:
         """Keep a damaged file as evidence, out of the way."""

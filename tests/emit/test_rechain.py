@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from ledger.core.chain import ChainHead, next_head
 from ledger.core.errors import RefusedError
 from ledger.core.keys import generate_key
 from ledger.core.statements import Heartbeat, decode_statement, sign_statement
 from ledger.emit import sender as sender_module
+from ledger.emit._disk import replace_file
 from ledger.emit.client import Client
 from ledger.emit.head import Head
+from ledger.emit.operate import restore_spool
 from ledger.emit.rechain import Place, rechain
 from ledger.emit.sender import Pass, Sender, check_receipt, parse_log_key
 from ledger.emit.spool import Spool
@@ -244,7 +247,7 @@ def test_what_a_revoked_key_signed_is_signed_anew_once_there_is_another_key(
     assert check(spool_dir, double, waiting) == 0
 
 
-def test_a_full_disk_leaves_all_as_it_was(
+def test_a_full_disk_stops_mending_until_there_is_room(
     spool_dir: Path, waiting: list[str], double: LedgerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage(spool_dir / f"{2:016d}.statement", "flip", 200)
@@ -256,15 +259,14 @@ def test_a_full_disk_leaves_all_as_it_was(
         written += 1
         if written >= 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        path.write_bytes(data)
+        replace_file(path, data)
 
     with monkeypatch.context() as patch:
         patch.setattr("ledger.emit.rechain.replace_file", full)
         assert "No space left" in str(send(spool_dir, double).reason)
     after = {path.name: path.read_bytes() for path in spool_dir.glob("*.statement")}
-    assert after.items() <= before.items()  # 0 and 1 were sent
-    assert len(after) == 5
-    assert not list(spool_dir.glob("*.new*"))
+    assert len(after) == 5  # 0 and 1 were sent
+    assert sum(after[name] == before[name] for name in after) == 3
     assert send(spool_dir, double).reason is None
     assert check(spool_dir, double, waiting) == RECORDS
 
@@ -289,6 +291,50 @@ def test_a_kill_at_any_step_of_mending(spool_dir: Path, waiting: list[str]) -> N
         if not died:
             assert step > 20
             return
+    raise AssertionError("it never came through")
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_at_any_step_of_restoring(
+    spool_dir: Path, waiting: list[str], make_recorder: MakeRecorder, double: LedgerDouble
+) -> None:
+    """An old copy, recorded into: what it has is moved to the end of the chain, wherever that is cut off."""
+    old = spool_dir.with_name("old")
+    shutil.copytree(spool_dir, old)
+    assert send(spool_dir, double).reason is None
+    recorder = make_recorder(double)
+    ids = [*waiting, recorder.record(**report())]
+    assert recorder.close()
+    later = make_recorder(spool=old, max_age_s=10)
+    for _ in range(3):
+        ids.append(later.record(**report()))
+        assert later.sync()
+    assert later.close()
+    key, log = load_private_key(old / "issuer.pem"), parse_log_key(double.vkey)
+    for step in range(300):
+        copy = spool_dir.with_name(f"copy-{step}")
+        shutil.copytree(old, copy)
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            restore_spool(copy, None, Client(double.url, double.api_key), log, key)
+            os._exit(0)
+        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        restore_spool(copy, None, Client(double.url, double.api_key), log, key)
+        spool = Spool(copy)
+        head = ChainHead(double.heads[spool.issuer].next_seq, double.heads[spool.issuer].last_leaf)
+        counts = []
+        for seq in spool.waiting():
+            head = next_head(head, spool.load(seq).statement)
+            counts.append(spool.load(seq).count)
+        assert counts == [1, 1, 1], step
+        assert not spool.is_mending()
+        if not died:
+            assert step > 15
+            assert send(copy, double).reason is None
+            assert check(copy, double, ids) == 0
+            return
+        shutil.rmtree(copy)
     raise AssertionError("it never came through")
 
 
