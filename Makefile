@@ -92,9 +92,14 @@ demo: $(STAMP) ## Serve a small model, log its tokens, audit, export, verify: al
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
 
+# vLLM starts processes that import thousands of modules: without compiled ones, each takes a minute.
 .PHONY: engines
 engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
-	$(ENGINES)/bin/python -m pytest tests/engines
+	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m pytest tests/engines
+
+.PHONY: bench-engines
+bench-engines: $(ENGINES_STAMP) ## Measure what recording takes of vLLM's throughput
+	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m benchmarks.engines_vllm
 
 .PHONY: litellm
 litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers
