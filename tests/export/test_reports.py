@@ -6,6 +6,7 @@ import io
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import openpyxl
@@ -14,6 +15,7 @@ from msgspec import UNSET
 
 from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.keys import generate_key
+from ledger.core.records import Record
 from ledger.export.parquet import ExportSummary
 from ledger.export.reports import KINDS, Report, Scope, compare, make_report, open_report, sign_report
 from ledger.export.reports.document import Figure, decimal
@@ -23,6 +25,7 @@ from tests.build import START_US
 from tests.export.conftest import DAY_US, Ledger
 
 SUBJECT = "Example Cloud GmbH"
+GPU = "gpu-7.example.com/llama"
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +33,53 @@ def folder(export: ExportSummary) -> Path:
     return Path(export.directory)
 
 
+@pytest.fixture(scope="module")
+def record(ledger: Ledger) -> Record:
+    """The first record of the second day's last batches: rich, and within every scope that tests use."""
+    return next(
+        r for _, _, issuer, r in ledger.records if issuer == GPU and r.started_us >= START_US + DAY_US
+    )
+
+
+def scope_of(kind: str, record: Record, **fields: Any) -> Scope:
+    """The widest scope that a report of this kind takes, narrowed by ``fields``."""
+    own = {"customer-statement": {"tenant": ("t-2",)}, "incident": {"record": (record.id,)}}.get(kind, {})
+    return Scope(where={**own, **fields.pop("where", {})}, **fields)
+
+
+def inside(scope: Scope, ledger: Ledger) -> list[Record]:
+    """The records of a scope, by a plain filter."""
+    return [
+        r
+        for _, _, issuer, r in ledger.records
+        if (scope.from_us is UNSET or r.started_us >= scope.from_us)
+        and all(
+            {"issuer": issuer, "tenant": r.tenant, "record": r.id}[name] in values
+            for name, values in scope.where.items()
+        )
+    ]
+
+
 def figures(report: Report) -> dict[str, Figure]:
     return {figure.name: figure for section in report.sections for figure in section.figures}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_inputs_give_the_same_bytes(folder: Path, kind: str) -> None:
+def test_the_same_inputs_give_the_same_bytes(folder: Path, record: Record, kind: str) -> None:
+    scope = scope_of(kind, record)
     key = generate_key("ed25519")
     first, second = (
-        sign_report(make_report(kind, folder, subject=SUBJECT), key, issuer="me") for _ in range(2)
+        sign_report(make_report(kind, folder, scope=scope, subject=SUBJECT), key, issuer="me")
+        for _ in range(2)
     )
     assert first == second
     report = open_report(*first, key.public)
-    assert not compare(report, make_report(kind, folder, subject=SUBJECT))
+    assert not compare(report, make_report(kind, folder, scope=scope, subject=SUBJECT))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_figure_is_derived_and_has_a_value_or_a_gap(folder: Path, kind: str) -> None:
-    report = make_report(kind, folder, subject=SUBJECT)
+def test_every_figure_is_derived_and_has_a_value_or_a_gap(folder: Path, record: Record, kind: str) -> None:
+    report = make_report(kind, folder, scope=scope_of(kind, record), subject=SUBJECT)
     assert report.sections
     for section in report.sections:
         for figure in section.figures:
@@ -67,20 +99,37 @@ def test_every_figure_is_derived_and_has_a_value_or_a_gap(folder: Path, kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_of_figures_are_unique(folder: Path, kind: str) -> None:
-    report = make_report(kind, folder, subject=SUBJECT)
+def test_names_of_figures_are_unique(folder: Path, record: Record, kind: str) -> None:
+    report = make_report(kind, folder, scope=scope_of(kind, record), subject=SUBJECT)
     names = [figure.name for section in report.sections for figure in section.figures]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_says_on_what_it_stands(folder: Path, ledger: Ledger, kind: str) -> None:
-    report = make_report(kind, folder, subject=SUBJECT)
-    assert report.records == len(ledger.records)
-    assert sum(report.methods.values()) == len(ledger.records)
+def test_it_says_on_what_it_stands(folder: Path, ledger: Ledger, record: Record, kind: str) -> None:
+    scope = scope_of(kind, record)
+    report = make_report(kind, folder, scope=scope, subject=SUBJECT)
+    assert report.records == len(inside(scope, ledger)) > 0
+    assert sum(report.methods.values()) == report.records
     assert report.checkpoint.startswith(report.origin)
     assert any("2 records were lost" in gap for gap in report.gaps)
-    assert report.factors
+    assert bool(report.factors) is any(r.factors is not UNSET for r in inside(scope, ledger))
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("customer-statement", {}),
+        ("customer-statement", {"tenant": ("t-1", "t-2")}),
+        ("customer-statement", {"tenant": ("",)}),
+        ("incident", {}),
+        ("incident", {"tenant": ("t-1",)}),
+    ],
+)
+def test_a_report_about_one_needs_one(folder: Path, kind: str, where: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(InvalidError, match="about one") as caught:
+        make_report(kind, folder, scope=Scope(where=where), subject=SUBJECT)
+    assert caught.value.code == "bad-scope"
 
 
 def test_sci_against_a_fold(folder: Path, ledger: Ledger) -> None:
@@ -98,29 +147,25 @@ def test_sci_against_a_fold(folder: Path, ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_scope_without_records_makes_a_report_of_gaps(folder: Path, kind: str) -> None:
-    report = make_report(kind, folder, scope=Scope(from_us=1, to_us=2), subject=SUBJECT)
+def test_a_scope_without_records_makes_a_report_of_gaps(folder: Path, record: Record, kind: str) -> None:
+    scope = scope_of(kind, record, from_us=1, to_us=2)
+    report = make_report(kind, folder, scope=scope, subject=SUBJECT)
     assert report.records == 0
     for form in ("xlsx", "pdf"):
         assert render(report, form)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_is_a_part(folder: Path, ledger: Ledger, kind: str) -> None:
-    scope = Scope(from_us=START_US + DAY_US, where={"issuer": ("gpu-7.example.com/llama",)})
+def test_a_part_is_a_part(folder: Path, ledger: Ledger, record: Record, kind: str) -> None:
+    scope = scope_of(kind, record, from_us=START_US + DAY_US, where={"issuer": (GPU,)})
     report = make_report(kind, folder, scope=scope, subject=SUBJECT)
-    expected = [
-        r
-        for _, _, issuer, r in ledger.records
-        if issuer == "gpu-7.example.com/llama" and r.started_us >= START_US + DAY_US
-    ]
-    assert report.records == len(expected) > 0
+    assert report.records == len(inside(scope, ledger)) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_changed_figure_is_named(folder: Path, kind: str) -> None:
+def test_a_changed_figure_is_named(folder: Path, record: Record, kind: str) -> None:
     """Signed anew by the reporter: the signature holds, and the figure does not follow from the log."""
-    report = make_report(kind, folder, subject=SUBJECT)
+    report = make_report(kind, folder, scope=scope_of(kind, record), subject=SUBJECT)
     data = msgspec.to_builtins(report)
     for section in data["sections"]:
         for figure in section.get("figures", ()):
@@ -145,8 +190,9 @@ def test_a_changed_byte_breaks_the_signature(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_renderings_hold_every_figure(folder: Path, kind: str) -> None:
-    report = make_report(kind, folder, subject="=HYPERLINK(1) & <b>#strong[x]</b>")
+def test_renderings_hold_every_figure(folder: Path, record: Record, kind: str) -> None:
+    subject = "=HYPERLINK(1) & <b>#strong[x]</b>"
+    report = make_report(kind, folder, scope=scope_of(kind, record), subject=subject)
     workbook = render(report, "xlsx")
     assert render(report, "xlsx") == workbook
     sheet = openpyxl.load_workbook(io.BytesIO(workbook))["Figures"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from msgspec import UNSET
+
 from ledger.core.errors import InvalidError
 from ledger.export.reports import figures as fig
 from ledger.export.reports.document import Cell, Column, Section, Table, decimal
@@ -117,6 +119,7 @@ def _cost(facts: Facts) -> Section:
         for row in rows
     ] or [fig.missing("cost", "Cost", "", "no record of the scope states it", derivation)]
     priced = [row for row in facts.rows("day", "model", "currency") if row["currency"] is not None]
+    one_model = len({row["model"] for row in priced}) == 1  # then a bar is a day
     table = Table(
         name="cost_by_day",
         title="Cost by day and model",
@@ -126,11 +129,11 @@ def _cost(facts: Facts) -> Section:
             Column(name="currency", label="Currency"),
             Column(name="records", label="Requests", unit="requests"),
             Column(name="tokens", label="Tokens", unit="tokens"),
-            Column(name="cost", label="Cost", unit="currency"),
+            Column(name="cost", label="Cost", unit=""),
         ),
         rows=tuple(_priced(row) for row in priced),
         derivation="sum of cost_nano over the records of each group / 1,000,000,000",
-        **({"chart": "cost"} if len(rows) == 1 else {}),
+        chart="cost" if len(rows) == 1 and one_model else UNSET,
     )
     return Section(title="Cost", figures=tuple(figures), tables=(table,) if priced else ())
 

@@ -158,7 +158,7 @@ def _flat(document: Any) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             for key, each in sorted(value.items()):
                 walk(f"{name}.{key}" if name else key, each)
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             for at, each in enumerate(value):
                 walk(f"{name}[{at}]", each)
         else:

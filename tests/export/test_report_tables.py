@@ -1,0 +1,243 @@
+"""Tables of reports against a fold over the records, and what they tell of statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from msgspec import UNSET
+
+from ledger.core.records import document_digest, encode_record, record_hash
+from ledger.export.reports import KINDS
+from ledger.export.reports.document import Report, Table
+from ledger.export.reports.pdf import _shown
+from tests.export.report_fold import (
+    BY_DIGEST,
+    KG,
+    KWH,
+    LITRE,
+    M3,
+    MWH,
+    NANO,
+    T,
+    World,
+    field,
+    make_world,
+    provider,
+    text,
+    total,
+)
+from tests.export.report_ledger import DAYS, DEPLOYMENTS
+from tests.export.test_report_figures import scope_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    yield from make_world(tmp_path_factory.mktemp("tables"))
+
+
+def tables(report: Report) -> dict[str, Table]:
+    found = [table for section in report.sections for table in section.tables]
+    assert len({table.name for table in found}) == len(found)
+    return {table.name: table for table in found}
+
+
+def day(record: Any) -> str:
+    return f"{datetime.fromtimestamp(record.started_us // 10**6, UTC):%Y-%m-%d}"
+
+
+def named(*fields: str, none: str = "not stated") -> Callable[[Any], str]:
+    """The label of a record's group, by its deployment."""
+
+    def label(record: Any) -> str:
+        values = [getattr(BY_DIGEST[record.deployment], name) for name in fields]
+        return " ".join(value for value in values if value is not UNSET) or none
+
+    return label
+
+
+def method(record: Any) -> str:
+    return "unknown" if record.energy is UNSET else record.energy.method
+
+
+def method_and_source(record: Any) -> str:
+    return "unknown" if record.energy is UNSET else f"{record.energy.method} {record.energy.source}"
+
+
+def is_own(record: Any) -> bool:
+    return provider(record) is UNSET
+
+
+GROUPED: dict[tuple[str, str], tuple[Callable[[Any], str], Callable[[Any], bool]]] = {
+    ("eu-ai-act-log", "finish_reasons"): (lambda r: r.finish_reason, lambda _: True),
+    ("eu-ai-act-log", "by_day"): (day, lambda _: True),
+    ("eu-ai-act-gpai", "by_model"): (named("model", "version"), lambda _: True),
+    ("eu-ai-act-gpai", "by_hardware"): (named("accelerator", "quantization"), lambda _: True),
+    ("eu-ai-act-gpai", "by_source"): (method_and_source, lambda _: True),
+    ("esrs-e1", "energy_by_model"): (named("model", "version"), lambda _: True),
+    ("esrs-e1", "energy_by_region"): (named("region"), lambda _: True),
+    ("esrs-e1", "energy_by_method"): (method, lambda _: True),
+    ("esrs-e1", "by_provider"): (named("provider", none="own, no provider named"), lambda _: True),
+    ("eu-data-centres", "by_site"): (named("site"), lambda _: True),
+    ("eu-data-centres", "by_month"): (lambda r: day(r)[:7], lambda _: True),
+    ("eu-data-centres", "by_accelerator"): (named("accelerator"), lambda _: True),
+    ("eu-data-centres", "by_method"): (method, lambda _: True),
+    ("ghg-protocol", "own_by_region"): (named("region", "provider"), is_own),
+    ("ghg-protocol", "others_by_provider"): (named("provider"), lambda r: not is_own(r)),
+    ("ghg-protocol", "others_by_model"): (named("provider", "model"), lambda r: not is_own(r)),
+    ("ghg-protocol", "by_method"): (method, lambda _: True),
+    ("sb-253", "own_by_site"): (named("site", "provider"), is_own),
+    ("sb-253", "bought_by_provider"): (named("provider"), lambda r: not is_own(r)),
+    ("sb-253", "by_method"): (method, lambda _: True),
+    ("customer-statement", "by_day"): (day, lambda _: True),
+    ("customer-statement", "by_model"): (named("model", "version"), lambda _: True),
+}
+MEASURES = {
+    ("energy", "kWh"): ("energy_uj", KWH, 6),
+    ("energy", "MWh"): ("energy_uj", MWH, 9),
+    ("carbon_location", "kg CO2e"): ("carbon_ng", KG, 6),
+    ("carbon_location", "t CO2e"): ("carbon_ng", T, 9),
+    ("carbon_market", "t CO2e"): ("carbon_market_ng", T, 9),
+    ("carbon_embodied", "t CO2e"): ("embodied_ng", T, 9),
+    ("water", "l"): ("water_nl", LITRE, 6),
+    ("water", "m3"): ("water_nl", M3, 9),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_grouped_table_equals_a_fold(world: World, kind: str) -> None:
+    where, _, keep = scope_of(kind, world)
+    found = tables(world.report(kind, where))
+    assert {name for name, table in found.items() if table.columns[0].name == "group"} == {
+        name for of, name in GROUPED if of == kind
+    }
+    for (of, name), (label, inside) in GROUPED.items():
+        if of != kind:
+            continue
+        table = found[name]
+        records = [(who, r) for who, r in world.records if keep(r) and inside(r)]
+        groups = {row[0] for row in table.rows}
+        assert groups == {label(r) for _, r in records}, name
+        assert len(groups) == len(table.rows)
+        for row in table.rows:
+            mine = [(who, r) for who, r in records if label(r) == row[0]]
+            for column, cell in zip(table.columns[1:], row[1:], strict=True):
+                if column.unit in ("requests", "tokens"):
+                    assert cell == str(total(mine, column.name, lambda _: True)), (name, row[0])
+                    continue
+                figure, divisor, places = MEASURES[column.name, str(column.unit)]
+                known = [value for _, r in mine if (value := field(r, figure)) is not None]
+                expected = text(Fraction(sum(known), divisor), places) if known else None
+                assert cell == expected, (name, row[0], column.name)
+
+
+def test_the_log_extract_tells_of_statements(world: World) -> None:
+    found = tables(world.report("eu-ai-act-log"))
+    assert len(found["deployments"].rows) == len(DEPLOYMENTS)
+    for row in found["deployments"].rows:
+        mine = [r for _, r in world.records if r.deployment == row[0]]
+        assert row[1] is not None
+        assert row[1].startswith(BY_DIGEST[str(row[0])].model)
+        assert row[6] == str(len(mine))
+    weights = {row[0]: row[2] for row in found["deployments"].rows}
+    assert (
+        weights[document_digest(DEPLOYMENTS[0])] == f"openssf-model-signing {DEPLOYMENTS[0].weights.digest}"
+    )  # type: ignore[union-attr]
+    assert weights[document_digest(DEPLOYMENTS[1])] == "not stated"
+    assert [row[2].split()[0] for row in found["evaluations"].rows if row[2]] == ["deployment", "record"]
+    assert found["evaluations"].rows[0][3] == "accuracy 0.91, toxicity 0.003"
+    ((_, _, issuer, rule, _, erased),) = found["erasures"].rows
+    assert (issuer, rule, erased) == ("gpu-7.example.com/vllm", "erased at the end of the contract", "1")
+    lost = {row[0]: row[5] for row in found["issuers"].rows}
+    assert lost == {
+        "gateway.example.com/litellm": "0",
+        "gpu-7.example.com/vllm": str(sum(d % 3 for d in range(DAYS))),
+    }
+    fields = {row[0]: row[3] for row in found["fields"].rows}
+    assert fields["quality"] == str(sum(r.quality is not UNSET for _, r in world.records))
+    assert fields["tenant"] == str(sum(r.tenant is not UNSET for _, r in world.records))
+    for row in found["references"].rows:
+        mine = world.connection.execute(
+            "SELECT min(leaf_index), max(leaf_index), count(DISTINCT leaf_index) FROM truth "
+            "WHERE issuer = $1",
+            [row[0]],
+        ).fetchone()
+        assert mine == (int(str(row[1])), int(str(row[3])), int(str(row[5])))
+
+
+def test_evaluations_are_those_of_the_scope(world: World) -> None:
+    found = tables(world.report("eu-ai-act-log", {"provider": ("openai",)}))
+    assert found["evaluations"].rows == ()
+    assert len(found["deployments"].rows) == 1
+
+
+def test_a_statement_tells_costs_and_leaves(world: World) -> None:
+    found = tables(world.report("customer-statement", {"tenant": ("customer-3",)}))
+    mine = [r for _, r in world.records if r.tenant == "customer-3"]
+    for date, model, currency, requests, _, cost in found["cost_by_day"].rows:
+        group = [
+            r for r in mine if (day(r), BY_DIGEST[r.deployment].model, r.currency) == (date, model, currency)
+        ]
+        assert requests == str(len(group))
+        assert cost == text(Fraction(sum(r.cost_nano for r in group), NANO), 9)  # type: ignore[misc]
+    priced = sum(int(str(row[3])) for row in found["cost_by_day"].rows)
+    assert priced == sum(r.currency is not UNSET for r in mine)
+    assert sum(int(str(row[4])) for row in found["statements"].rows) == len(mine)
+
+
+def test_an_incident_is_told_whole(world: World) -> None:
+    """The second of the agent chain: it has a cause, and caused two."""
+    record = next(r for _, r in world.records if r.parent is not UNSET)
+    cause = next(r for _, r in world.records if r.id == record.parent)
+    caused = {r.id for _, r in world.records if r.parent == record.id}
+    assert len(caused) == 2
+    found = tables(world.report("incident", {"record": (record.id,)}))
+    family = [(row[0], row[1]) for row in found["family"].rows]
+    assert family[0] == ("its cause", cause.id)
+    assert {each for relation, each in family if relation == "caused by it"} == caused
+    proof = {row[0]: row[1] for row in found["proof"].rows}
+    assert proof["record hash"] == record_hash(encode_record(record)).hex()
+    assert [row[1] for row in found["neighbours"].rows if row[0] == proof["seq"]] == ["batch (its own)"]
+    assert found["deployment"].rows[0] == ("digest", record.deployment)
+    assert ("pue_milli", "1250") in found["factors"].rows
+    (said,) = found["about"].rows
+    assert (said[1], said[4]) == ("evaluation", "record")
+    assert "accuracy 0.91" in str(said[5])
+    commitments = {row[0]: row[1] for row in found["commitments"].rows}
+    assert commitments["input"] == record.input.digest  # type: ignore[union-attr]
+    assert set(commitments) == {"input", "output", "request"}
+    grandchild = next(r for _, r in world.records if r.parent == record.id)
+    up = tables(world.report("incident", {"record": (grandchild.id,)}))["family"].rows
+    assert [row[0] for row in up][:2] == ["its cause", "its cause, 2 steps up"]
+
+
+def test_an_incident_tells_which_corrections_hold(world: World) -> None:
+    record = next(r for _, r in world.records if r.carbon_ng == 5)
+    told = [
+        row[5]
+        for row in tables(world.report("incident", {"record": (record.id,)}))["about"].rows
+        if row[1] == "correction"
+    ]
+    assert told == ["meter was miscalibrated"]
+    foreign = next(r for who, r in world.records if who == "gateway.example.com/litellm")
+    about = tables(world.report("incident", {"record": (foreign.id,)}))["about"].rows
+    assert "does not hold" in str([row[5] for row in about if row[1] == "correction"])
+
+
+def test_a_record_that_is_not_there(world: World) -> None:
+    report = world.report("incident", {"record": ("0199c8a0-0000-7000-8000-00000000000a",)})
+    assert "has no record" in report.sections[0].text[0]
+
+
+def test_long_words_can_break_in_print(world: World) -> None:
+    """Digests are wider than a column; the printed text is the same but for spaces of no width."""
+    report = world.report("eu-ai-act-log")
+    shown = next(
+        t for s in _shown(report)["sections"] for t in s["tables"] if t["title"].startswith("Deployments")
+    )
+    digest = shown["rows"][0][0]
+    assert max(map(len, digest.split("\u200b"))) <= 16
+    assert digest.replace("\u200b", "") == tables(report)["deployments"].rows[0][0]
