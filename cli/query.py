@@ -200,13 +200,8 @@ def _write_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     import csv
     import sys
 
+    from ledger.export.tables import safe_cell
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([["" if cell is None else safe_cell(cell) for cell in row] for row in rows])
-
-
-def safe_cell(cell: Any) -> str:
-    """A cell that no spreadsheet takes for a formula (OWASP: CSV injection)."""
-    text = str(cell)
-    is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
-    return f"'{text}" if not is_number and text[:1] in "=+-@\t\r" and text else text

@@ -1,0 +1,119 @@
+"""The FOCUS dataset: its sums against the records, and its form against the FinOps Foundation's validator."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from msgspec import UNSET
+
+from ledger.export.focus import COLUMNS, write_focus
+from ledger.export.parquet import ExportSummary
+from ledger.export.tables import safe_cell
+from tests.export.conftest import Ledger
+
+VALIDATOR = os.environ.get("TALLYSTICK_FOCUS_PYTHON")
+"""A Python that has focus-validator: `make focus` makes one."""
+
+
+@pytest.fixture(scope="module")
+def dataset(export: ExportSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("focus") / "focus.csv"
+    write_focus(Path(export.directory), out, account="acct-1", provider="Example Cloud")
+    return out
+
+
+def rows(dataset: Path) -> list[dict[str, str]]:
+    with dataset.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_costs_equal_the_records(dataset: Path, ledger: Ledger) -> None:
+    priced = [r for *_, r in ledger.records if r.cost_nano is not UNSET]
+    found = rows(dataset)
+    for column in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost"):
+        assert sum(Fraction(row[column]) for row in found) == Fraction(
+            sum(r.cost_nano for r in priced), 10**9
+        )
+    tokens = sum(r.usage.input_tokens + r.usage.output_tokens for r in priced)
+    assert sum(Fraction(row["ConsumedQuantity"]) for row in found) == tokens
+    by_tenant = Counter()
+    for record in priced:
+        by_tenant["" if record.tenant is UNSET else record.tenant] += record.cost_nano
+    mine = Counter()
+    for row in found:
+        mine[row["SubAccountId"]] += int(Fraction(row["BilledCost"]) * 10**9)
+    assert mine == by_tenant
+
+
+def test_what_has_no_cost_is_counted(export: ExportSummary, ledger: Ledger, tmp_path: Path) -> None:
+    told = write_focus(Path(export.directory), tmp_path / "f.csv", account="a", provider="p")
+    assert told.without_cost == sum(r.cost_nano is UNSET for *_, r in ledger.records) > 0
+    assert told.records + told.without_cost == len(ledger.records)
+
+
+def test_price_times_quantity_is_the_cost(dataset: Path) -> None:
+    for row in rows(dataset):
+        product = Fraction(row["ListUnitPrice"]) * Fraction(row["PricingQuantity"])
+        assert abs(product - Fraction(row["ListCost"])) <= Fraction(row["PricingQuantity"]) / 10**12
+
+
+def test_columns_of_our_own_come_last() -> None:
+    own = [name.startswith("x_") for name in COLUMNS]
+    assert own == sorted(own)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@x", "'@x"),
+        ("-5", "-5"),
+        ("-5.25", "-5.25"),
+        ("-x", "'-x"),
+        ("+1", "'+1"),
+        ("", ""),
+    ],
+)
+def test_no_cell_is_a_formula(cell: str, text: str) -> None:
+    assert safe_cell(cell) == text
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="needs focus-validator: `make focus`")
+def test_the_validator_passes_it(dataset: Path, tmp_path: Path) -> None:
+    """Its rules for 1.0 name five columns otherwise than the specification: they are renamed for it."""
+    assert VALIDATOR is not None
+    names = {
+        "ProviderName": "Provider",
+        "PublisherName": "Publisher",
+        "InvoiceIssuerName": "InvoiceIssuer",
+        "ResourceId": "ResourceID",
+    }
+    found = rows(dataset)
+    renamed = tmp_path / "renamed.csv"
+    with renamed.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(names.get(name, name) for name in COLUMNS), "ChargeType"])
+        writer.writerows([[*row.values(), row["ChargeCategory"]] for row in found])
+    where = [
+        VALIDATOR,
+        "-c",
+        "import focus_validator, pathlib; print(pathlib.Path(focus_validator.__file__).parents[1])",
+    ]
+    packages = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()
+    command = [VALIDATOR, "-c", "from focus_validator.main import main; main()", "--data-file", str(renamed)]
+    command += ["--validate-version", "1.0"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=packages
+    )  # it reads its tables from there
+    assert "Validation succeeded" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    broken = renamed.with_name("broken.csv")
+    broken.write_text(renamed.read_text().replace("AI and Machine Learning", "Magic", 1))
+    command[command.index(str(renamed))] = str(broken)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=packages)
+    assert "Validation failed" in done.stdout
