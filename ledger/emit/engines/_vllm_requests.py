@@ -6,12 +6,13 @@ The seam is the frontend's output processor (``vllm/v1/engine/output_processor.p
 - ``add_request``: the request is registered. A second call with its id brings more input of a streamed
   prompt, or says that there is no more.
 - ``process_outputs``: each step's new tokens; ``is_prefilling`` ends with the first.
-- ``_update_stats_from_finished``: called once for each request that ends by itself, with its reason, whether
-  or not vLLM keeps statistics.
+- ``_finish_request``: a request is freed that was not aborted. ``_update_stats_from_finished`` follows, with
+  the reason, whether or not vLLM keeps statistics; but not where a streamed prompt's session ends, nor
+  (since 0.33) where the engine rejects a request on arrival.
 - ``abort_requests``: returns the requests that it removed (a client that left, ``LLMEngine.abort_request``).
 - ``propagate_error``: the engine is dead; all requests fail.
 
-The four are wrapped on the one instance. All run on the frontend's one thread, which owns all state here.
+They are wrapped on the one instance. All run on the frontend's one thread, which owns all state here.
 
 A request with ``n`` samples is ``n`` requests to the engine, each with its own use of the prompt, its own
 cache hits and its own end; it gives ``n`` records. vLLM's own metrics count likewise.
@@ -36,6 +37,7 @@ __all__ = ["SEAMS", "Fields", "Requests"]
 SEAMS = (
     "add_request",
     "process_outputs",
+    "_finish_request",
     "_update_stats_from_finished",
     "abort_requests",
     "propagate_error",
@@ -91,7 +93,7 @@ class Requests:
     """Records the requests of one output processor.
 
     Args:
-        processor: a ``vllm.v1.engine.output_processor.OutputProcessor``; four of its methods are replaced.
+        processor: a ``vllm.v1.engine.output_processor.OutputProcessor``; the methods in SEAMS are replaced.
         recorder: a ``Recorder``.
         deployment_for: gives the deployment that serves a ``LoRARequest`` (None: the model itself).
         fields: where a request names its tenant and parent.
@@ -110,6 +112,7 @@ class Requests:
         self._states = processor.request_states
         self._flights: dict[str, _Flight] = {}
         self._silent: dict[str, _Flight] = {}  # those without a token yet
+        self._freed: list[str] = []
         self._now_ns = time.monotonic_ns()
         self._complaints = Complaints("vLLM hook")
         for name in SEAMS:
@@ -123,6 +126,7 @@ class Requests:
 
         def add_request(request: Any, *args: Any, **kwargs: Any) -> None:
             original(request, *args, **kwargs)
+            self._end_freed(_STOP)  # a streamed prompt is complete, and was answered already
             try:
                 self._begin(request)
             except Exception as error:
@@ -137,9 +141,18 @@ class Requests:
             self._now_ns = time.monotonic_ns()
             if self._silent:
                 self._note_first(outputs)
-            return original(outputs, *args, **kwargs)
+            processed = original(outputs, *args, **kwargs)
+            self._end_freed(_ERROR)
+            return processed
 
         return process_outputs
+
+    def _finish_request(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def finish_request(state: Any) -> None:
+            original(state)
+            self._freed.append(state.request_id)
+
+        return finish_request
 
     def _update_stats_from_finished(self, original: Callable[..., None]) -> Callable[..., None]:
         def update_stats_from_finished(state: Any, reason: Any, *args: Any, **kwargs: Any) -> None:
@@ -178,11 +191,7 @@ class Requests:
     def _begin(self, request: Any) -> None:
         request_id = request.request_id
         state = self._states.get(request_id)
-        if request_id in self._flights:  # a streamed prompt goes on, or is complete
-            if state is None:
-                self._end(request_id, _STOP)
-            return
-        if state is None:
+        if state is None or request_id in self._flights:  # a streamed prompt is complete, or goes on
             return
         if state.lora_request is not None:
             self._deployment_for(state.lora_request)  # so that a new adapter is identified when it is needed
@@ -200,11 +209,19 @@ class Requests:
         )
         self._flights[request_id] = self._silent[request_id] = flight
 
+    def _end_freed(self, reason: str) -> None:
+        """End those that were freed without a reason; of the others, nothing is left by now."""
+        while self._freed:
+            self._end(self._freed.pop(), reason)
+
     def _note_first(self, outputs: list[Any]) -> None:
         silent = self._silent
-        for output in outputs:
-            if output.request_id in silent and output.new_token_ids:
-                silent.pop(output.request_id).first_ns = self._now_ns
+        try:
+            for output in outputs:
+                if output.request_id in silent and output.new_token_ids:
+                    silent.pop(output.request_id).first_ns = self._now_ns
+        except Exception as error:
+            self._complaints.say("the times of first tokens are not recorded", error)
 
     def _end(self, request_id: str, reason: str, ended_ns: int | None = None) -> None:
         flight = self._flights.pop(request_id, None)
@@ -250,7 +267,7 @@ def _at_us(flight: _Flight, steady_ns: int) -> int:
 
 
 def _usage(state: Any, output_tokens: int) -> Usage:
-    drafted = state.spec_decode_metrics
+    drafted = getattr(state, "spec_decode_metrics", None)  # not before 0.28
     # Until the first token, vLLM's 0 cached tokens mean that it has not told yet.
     known = not state.is_prefilling
     return Usage(

@@ -7,10 +7,10 @@ vLLM finds it by its entry point (group ``vllm.general_plugins``, name ``tallyst
 in each of its processes, for ``vllm serve``, ``LLM``, ``LLMEngine`` and ``AsyncLLM`` alike. It does nothing
 unless TALLYSTICK_URL or TALLYSTICK_SPOOL is set. For a ``Recorder`` of your own, call ``attach`` instead.
 
-Written after the source of vLLM 0.32; it runs where that version's seams are found (see ``_vllm_requests``),
-and else says so in the log and leaves vLLM as it is. Statistics loggers, vLLM's own extension point for
-metrics, see no token ids, so the records are made where requests end; vLLM's code is not changed, only
-methods of objects in the frontend's process are wrapped.
+Written after the source of vLLM 0.32; the seams that it needs (see ``_vllm_requests``) are in 0.20 to 0.33.
+Where they are not, it says so in the log and leaves vLLM as it is. Statistics loggers, vLLM's own extension
+point for metrics, see no token ids, so the records are made where requests end; vLLM's code is not changed,
+only methods of objects in the frontend's process are wrapped.
 """
 
 from __future__ import annotations
@@ -132,9 +132,12 @@ def _record_engines(engine_class: Any) -> None:
     @functools.wraps(shutdown)
     def recorded_shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
         hook = getattr(getattr(self, "output_processor", None), _HOOK, None)
-        if hook is not None:
-            hook.end_all("error" if getattr(self, "errored", False) else "abort")
-        return shutdown(self, *args, **kwargs)
+        reason = "error" if hook is not None and getattr(self, "errored", False) else "abort"
+        try:
+            return shutdown(self, *args, **kwargs)
+        finally:  # until here, tokens still arrived
+            if hook is not None:
+                hook.end_all(reason)
 
     engine_class.shutdown = recorded_shutdown
 
@@ -192,7 +195,7 @@ def _patch(module: ModuleType) -> None:
     try:
         patch(module if name is None else getattr(module, name))
     except Exception as error:  # another version of vLLM
-        _logger.error("%s is not as in vLLM 0.32, and not recorded: %s", module.__name__, error)
+        _logger.error("%s is not as in vLLM 0.20 to 0.33, and not recorded: %s", module.__name__, error)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
