@@ -68,6 +68,8 @@ def _type(of: mi.Type) -> str:
             return _text(low, high, pattern)
         case mi.LiteralType(values=values):
             return " or ".join(f"`{value}`" for value in values)
+        case mi.NoneType():
+            return "null"
         case mi.StructType(cls=cls):
             return _anchor(cls.__name__)
         case mi.DictType(value_type=value):
@@ -101,9 +103,14 @@ def fields_of(struct: type, *, only: Iterable[str] = (), without: Iterable[str] 
     if not isinstance(info, mi.StructType):
         raise TypeError(struct)
     described = FIELDS[struct.__name__]
+    written = not struct.__struct_config__.omit_defaults  # type: ignore[attr-defined]
     rows = [
         # A field with a plain default is always written; only those that default to UNSET can be absent.
-        (each.encode_name, _type(each.type), "yes" if each.required or _has_default(each) else "")
+        (
+            each.encode_name,
+            _type(each.type),
+            "yes" if each.required or (written and _has_default(each)) else "",
+        )
         for each in info.fields
     ]
     if info.tag_field is not None:
@@ -178,6 +185,43 @@ def manifest_structs() -> str:
 
 
 # --- exports, database, settings, problems ---------------------------------------------------------------
+
+
+def report_kinds() -> str:
+    """The kinds of reports."""
+    from ledger.export.reports.make import KINDS, kind_of
+
+    found = [kind_of(name) for name in KINDS]
+    return table(("kind", "title", "follows"), ((f"`{k.name}`", k.title, k.standard) for k in found))
+
+
+def report_inputs() -> str:
+    """What each kind of report asks the inputs file for."""
+    from ledger.export.reports.make import KINDS, kind_of
+
+    parts = []
+    for kind in map(kind_of, KINDS):
+        rows = [
+            (f"`{name}`", asked.unit or "words", asked.what, asked.reference, "" if asked.needed else "no")
+            for name, asked in kind.inputs.items()
+        ]
+        head = ("name", "unit", "what", "asked by", "gap without it")
+        parts.append(f"### Inputs of {kind.name}\n\n{table(head, rows) if rows else 'None.'}")
+    return "\n\n".join(parts)
+
+
+def report_structs() -> str:
+    """A report and its parts."""
+    from ledger.export.reports import document as d
+
+    return _structs(d.Report, d.Scope, d.UsedFactors, d.Section, d.Figure, d.Table, d.Column)
+
+
+def input_structs() -> str:
+    """The inputs file."""
+    from ledger.export.reports.inputs import InputsFile, Stated
+
+    return _structs(InputsFile, Stated)
 
 
 def _columns(columns: Iterable[Any]) -> str:
@@ -438,6 +482,10 @@ REGIONS: dict[str, Callable[[], str]] = {
     "problems": problems,
     "local-problems": local_problems,
     "api": api,
+    "report-kinds": report_kinds,
+    "report-structs": report_structs,
+    "report-inputs": report_inputs,
+    "report-input-structs": input_structs,
 }
 
 

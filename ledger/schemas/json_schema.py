@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from typing import Any
 
 import msgspec
 
 from ledger.core import export_layout, records, statements
+from ledger.export.reports import document, inputs
 from ledger.schemas.descriptions import FIELDS
 
 __all__ = ["json_schemas"]
@@ -17,6 +19,7 @@ _CANONICAL = (
     "The bytes are canonical JSON (RFC 8785): sorted keys, no white space; numbers are integers within "
     "2^53 - 1. What is unknown is absent, never null or zero."
 )
+_CANONICAL_ONLY = "The bytes are canonical JSON (RFC 8785)."
 DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "record.schema.json": (
         records.Record,
@@ -26,6 +29,15 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "deployment.schema.json": (records.Deployment, ""),
     "factors.schema.json": (records.FactorSet, ""),
     "export-manifest.schema.json": (export_layout.Manifest, ""),
+    "report.schema.json": (
+        document.Report,
+        "Beyond this schema: a figure has either a value or a gap; a row has as many cells as columns; a "
+        "cell is null where it is unknown. A COSE_Sign1 beside it signs its bytes.",
+    ),
+    "report-inputs.schema.json": (
+        inputs.InputsFile,
+        "At most 1 MiB. The names are those that a report asks for.",
+    ),
     **{
         f"statements/{kind.__struct_config__.tag}.schema.json": (
             kind,
@@ -45,6 +57,9 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
     },
 }
 """Path below ``schemas/`` -> the struct and the rules that a schema cannot state."""
+_BY_HAND = frozenset({"report-inputs.schema.json"})
+"""Documents that people write: any JSON will do."""
+_NULLABLE = frozenset({"report.schema.json"})
 
 
 def json_schemas() -> dict[str, bytes]:
@@ -54,10 +69,13 @@ def json_schemas() -> dict[str, bytes]:
 
 def _schema(path: str, struct: type[msgspec.Struct], rules: str) -> bytes:
     _, components = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
+    module = sys.modules[struct.__module__]
     for name, component in components.items():
-        _complete(name, component)
+        config = getattr(module, name, struct).__struct_config__
+        _complete(name, component, always=not config.omit_defaults)
     root = components.pop(struct.__name__)
-    root["description"] = " ".join(filter(None, (root["description"], rules, _CANONICAL)))
+    form = "" if path in _BY_HAND else _CANONICAL_ONLY if path in _NULLABLE else _CANONICAL
+    root["description"] = " ".join(filter(None, (root["description"], rules, form)))
     document: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:tallystick:schema:v1:{path.removesuffix('.schema.json').replace('/', ':')}",
@@ -68,14 +86,14 @@ def _schema(path: str, struct: type[msgspec.Struct], rules: str) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _complete(name: str, component: dict[str, Any]) -> None:
-    """Add the descriptions, and require what the encoder always writes."""
+def _complete(name: str, component: dict[str, Any], *, always: bool) -> None:
+    """Add the descriptions, and require what the encoder writes ``always``, defaults too."""
     component["description"] = _plain(component["description"])
     required = set(component.get("required", ()))
     for field, schema in component["properties"].items():
         if "default" in schema:
             del schema["default"]
-            required.add(field)
+            required |= {field} if always else set()
         schema["description"] = FIELDS[name][field]
         _plain_patterns(schema)
     component["properties"] = dict(sorted(component["properties"].items()))

@@ -14,6 +14,7 @@ import pytest
 
 from ledger.core import export_layout, records, statements
 from ledger.core.keys import generate_key
+from ledger.export.reports import document, inputs
 from ledger.service import create_app
 from ledger.service.problem_types import PROBLEM_TYPES
 from ledger.service.settings import ENVIRONMENT_PREFIX, Settings
@@ -66,6 +67,7 @@ def structs_of(module: Any) -> list[type[msgspec.Struct]]:
     [
         *(("formats.md", each) for module in (records, statements) for each in structs_of(module)),
         *(("exports.md", each) for each in structs_of(export_layout)),
+        *(("reports.md", each) for module in (document, inputs) for each in structs_of(module)),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import openpyxl
 import pytest
@@ -24,6 +25,7 @@ from ledger.export.reports.rendering import render
 from tests.build import START_US
 from tests.export.conftest import DAY_US, Ledger
 
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 SUBJECT = "Example Cloud GmbH"
 GPU = "gpu-7.example.com/llama"
 
@@ -208,6 +210,21 @@ def test_renderings_hold_every_figure(folder: Path, record: Record, kind: str) -
     assert render(report, "pdf") == pdf
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_schema_fits(folder: Path, record: Record, kind: str) -> None:
+    schema = json.loads((SCHEMAS / "report.schema.json").read_bytes())
+    data, _ = sign_report(
+        make_report(kind, folder, scope=scope_of(kind, record), subject=SUBJECT),
+        generate_key("ed25519"),
+        issuer="me",
+    )
+    check = jsonschema.Draft202012Validator(schema)
+    check.validate(json.loads(data))
+    for was, spoilt in ((b'"records":', b'"record":'), (b'"value":"', b'"value":"x'), (b'"title":', b'"x":')):
+        assert was in data
+        assert not check.is_valid(json.loads(data.replace(was, spoilt, 1)))
+
+
 def test_inputs_are_shown_as_stated_and_what_is_missing_is_a_gap(tmp_path: Path) -> None:
     path = tmp_path / "inputs.json"
     file = {
@@ -217,6 +234,8 @@ def test_inputs_are_shown_as_stated_and_what_is_missing_is_a_gap(tmp_path: Path)
         "values": {"facility_energy_kwh": {"value": "12.5", "source": "meter M1"}},
     }
     path.write_text(json.dumps(file))
+    schema = json.loads((SCHEMAS / "report-inputs.schema.json").read_bytes())
+    jsonschema.Draft202012Validator(schema).validate(file)
     inputs = read_inputs(path)
     assert inputs.number("facility_energy_kwh", "the site's energy") == Fraction(25, 2)
     assert inputs.number("reused_heat_kwh", "the heat reused") is None

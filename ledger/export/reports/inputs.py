@@ -22,7 +22,7 @@ from msgspec import Meta
 from ledger.core.errors import InvalidError
 from ledger.export.reports.document import Text
 
-__all__ = ["Asked", "Inputs", "Stated", "read_inputs"]
+__all__ = ["Asked", "Inputs", "InputsFile", "Stated", "read_inputs"]
 
 MAX_INPUTS_BYTES = 1 << 20
 _is_decimal = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?").fullmatch
@@ -52,7 +52,9 @@ class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     source: Text
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class InputsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a log cannot know: values by name, and who states them."""
+
     format: Literal["tallystick-inputs"]
     version: Literal[1]
     stated_by: Text
@@ -115,7 +117,7 @@ def read_inputs(path: Path | None) -> Inputs:
     if len(data) > MAX_INPUTS_BYTES:
         raise InvalidError(f"has more than {MAX_INPUTS_BYTES} bytes", where=str(path), code="bad-inputs")
     try:
-        file = msgspec.json.decode(data, type=_File)
+        file = msgspec.json.decode(data, type=InputsFile)
     except msgspec.MsgspecError as error:
         raise InvalidError(
             f"is not an inputs file: {error}",
