@@ -107,8 +107,10 @@ engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
 	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m pytest tests/engines
 
 .PHONY: bench-engines
-bench-engines: $(ENGINES_STAMP) ## Measure what recording takes of vLLM's throughput
+bench-engines: $(ENGINES_STAMP) ## Measure what recording takes of the engines' throughput
 	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m benchmarks.engines_vllm
+	$(ENGINES)/bin/python -m benchmarks.engines_transformers
+	$(ENGINES)/bin/python -m benchmarks.engines_llamacpp
 
 .PHONY: litellm
 litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from ledger.core.records import Speculative
+from ledger.core.records import Adapter, Speculative
 from ledger.emit import Recorder
 from ledger.emit.engines import transformers as hook
 from ledger.emit.model_identity import weights_of
 from tests.engines.logged import Logged, new_recorder
-from tests.engines.smollm2 import smollm2, tiny_llama
+from tests.engines.smollm2 import smollm2, tiny_llama, tiny_lora
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
@@ -434,6 +434,25 @@ def test_the_deployment_says_what_the_model_is(model, recorder) -> None:
     assert deployment.quantization == "float32"
     assert deployment.attention == "sdpa"
     assert deployment.power_mw > 0
+
+
+def test_adapters_are_named_as_they_are_switched(recorder) -> None:
+    peft = pytest.importorskip("peft")
+    base = hf.AutoModelForCausalLM.from_pretrained(tiny_llama())
+    tuned = peft.PeftModel.from_pretrained(base, tiny_lora(), adapter_name="tuned")
+    hook.attach(tuned, recorder, deployment=hook.deployment_of(tuned, adapters={"tuned": tiny_lora()}))
+    ids = torch.tensor([[11, 12, 13]])
+    kwargs = {"input_ids": ids, **GREEDY, "max_new_tokens": 4, "eos_token_id": None}
+    out = tuned.generate(**kwargs)
+    with tuned.disable_adapter():
+        plain = tuned.generate(**kwargs)
+    log = read(recorder)
+    first, second = log.records
+    assert log.deployment(first).adapters == (Adapter(name="tuned", weights=weights_of(tiny_lora())),)
+    assert log.deployment(second).adapters is UNSET
+    assert log.deployment(first).weights == log.deployment(second).weights == weights_of(tiny_llama())
+    assert log.opens(first, ids[0].tolist(), out[0, 3:].tolist())
+    assert log.opens(second, ids[0].tolist(), plain[0, 3:].tolist())
 
 
 def test_quantization_is_named_by_scheme_and_bits() -> None:

@@ -102,6 +102,10 @@ def active_adapters(model: Any) -> tuple[str, ...]:
         found = found() if callable(found) else found
     except ValueError:  # transformers: no adapter is loaded
         return ()
+    # Switching them off leaves their names: the layers know. The first one speaks for all.
+    layer = next((each for each in model.modules() if hasattr(each, "merged_adapters")), None)
+    if getattr(layer, "disable_adapters", False) is True:
+        return ()
     return tuple(str(each) for each in found or ())
 
 
