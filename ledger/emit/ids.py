@@ -52,6 +52,10 @@ class RecordIds:
         """Catch up with the wall clock. Ids follow the monotonic one: they never step back with the other."""
         self._offset_ns = max(self._offset_ns, time.time_ns() - time.monotonic_ns())
 
+    def now_us(self) -> int:
+        """The furthest that the wall clock came, Unix microseconds: stamps of before are of the past."""
+        return max(time.time_ns(), time.monotonic_ns() + self._offset_ns) // 1000
+
     def gave(self, id: str) -> bool:
         """Whether ``id`` is one of these."""
         return id.endswith(self._tail)

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -157,7 +158,7 @@ def _sign_anew(
             payload, body = spooled.statement.payload, spooled.body
             session, settled = spooled.session, spooled.settled
             following = (payload.seq, payload.prev, spooled.statement.kid) == (seq, prev, key.public.kid)
-            if following and spool.path_of(seq).exists():  # done before this was cut off
+            if following and _is_whole(spool.path_of(seq)):  # done before this was cut off
                 last_leaf, issued_us = spooled.statement.leaf_hash.hex(), payload.issued_us
                 continue
             fields: dict[str, Any] = {"seq": seq, "prev": prev}
@@ -172,6 +173,14 @@ def _sign_anew(
         last_leaf, issued_us, signed = statement.leaf_hash.hex(), payload.issued_us, signed + 1
     chain.move_to(seqs[-1] + 1 if seqs else place.next_seq, last_leaf)
     return Rechained(signed, lost)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        decode_spooled(path.read_bytes(), where=path.name)
+    except (FileNotFoundError, CorruptError):
+        return False
+    return True
 
 
 def _load(spool: Spool, seq: int, *, moved: bool) -> Spooled | None:

@@ -341,7 +341,7 @@ class Sealer:
             began: Began | None = energised.began
             composed = self._composer.compose(
                 energised.report,
-                time.time_ns() // 1000,
+                self._inbox.ids.now_us(),
                 None if began is None else began.stamp_ns,
                 metered=self._energising is not None,
             )
@@ -457,7 +457,8 @@ class Sealer:
         if self._heartbeat_s and now >= self._beat_at:
             self._beat_at = now + self._heartbeat_s
             with self._spool.locked() as chain:
-                silent_us = time.time_ns() // 1000 - chain.head.issued_us
+                # Without its sign: a clock that was stepped back must not keep us silent for as long.
+                silent_us = abs(time.time_ns() // 1000 - chain.head.issued_us)
                 # A chain that never began needs no sign of life, and one with statements to send shows them.
                 if chain.head.next_seq and silent_us >= self._heartbeat_s * 1e6 and not self._spool.waiting():
                     self._beat(chain)

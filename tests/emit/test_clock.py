@@ -10,7 +10,9 @@ import pytest
 
 from ledger.core.records import decode_record
 from ledger.emit.ids import RecordIds
+from ledger.emit.survey import survey
 from tests.emit.conftest import MakeRecorder, eventually, report
+from tests.emit.ledger_double import LedgerDouble
 from tests.emit.real_service import RealService, running_service
 from tests.faults.counting import account
 
@@ -68,6 +70,29 @@ def test_a_clock_stepped_back_one_hour_costs_nothing(
         assert line is not None
         record = decode_record(line.record)
         assert record.started_us <= record.ended_us
+
+
+def test_what_was_recorded_before_a_step_back_is_sealed_after_it(
+    make_recorder: MakeRecorder, spool_dir: Path, step: Step
+) -> None:
+    recorder = make_recorder(max_age_s=10)
+    for _ in range(5):
+        recorder.record(**report())
+    step(-HOUR_S)
+    assert recorder.sync()
+    assert recorder.status().dropped == 0
+    assert survey(spool_dir).records == 5
+
+
+def test_heartbeats_go_on_after_a_step_back(
+    double: LedgerDouble, make_recorder: MakeRecorder, step: Step
+) -> None:
+    recorder = make_recorder(double, heartbeat_s=0.2)
+    recorder.record(**report())
+    assert recorder.flush()
+    step(-HOUR_S)
+    before = len(double.statements)
+    assert eventually(lambda: len(double.statements) >= before + 2)
 
 
 @pytest.mark.usefixtures("quick_retries")
