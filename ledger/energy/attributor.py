@@ -251,7 +251,7 @@ class Attributor:
                 flight.counted_uj += part
             if ranged:
                 flight.ranged = True
-            if not flight.activity.known:
+            if part and not flight.activity.known:
                 flight.presumed = True
 
     def _give_up(self, before_ns: int) -> None:

@@ -79,6 +79,13 @@ class Books:
         return sum(e.energy_uj for id in self.records if (e := self.energy(id)) and e.method == "measured")
 
 
+def begun(recorder: Recorder, count: int = 1) -> list[str]:
+    """Begin, and let the meter be read: what it counts next is counted while they are active."""
+    ids = [recorder.begin(input_tokens=12) for _ in range(count)]
+    assert recorder.sync()
+    return ids
+
+
 def metered(make: MakeRecorder, meter: Any, **options: Any) -> Recorder:
     return make(meter=meter, **({"meter_window_s": 0.02, "heartbeat_s": None} | options))
 
@@ -87,7 +94,7 @@ def test_a_record_gets_what_was_counted_while_it_ran(make_recorder: MakeRecorder
     dial = Dial()
     factors = make_factor_set(embodied_ng_per_s=10**9)
     recorder = metered(make_recorder, dial, meter_window_s=60.0, factors=factors)
-    id = recorder.begin(input_tokens=12)
+    (id,) = begun(recorder)
     dial.value = 1001
     recorder.record(**report(), id=id)
     assert recorder.sync()
@@ -108,9 +115,7 @@ def test_overlapping_records_share_and_what_is_nobodys_is_told(
 ) -> None:
     dial = Dial()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    first = recorder.begin()
-    second = recorder.begin()
-    assert recorder.sync()  # the meter was read, so that the next window begins here
+    first, second = begun(recorder, 2)
     dial.value = 300
     for id in (first, second):
         recorder.record(**report(), id=id)
@@ -142,7 +147,7 @@ def test_records_with_energy_of_their_own_keep_it_and_weigh_nothing(
 ) -> None:
     dial = Dial()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    theirs, ours = recorder.begin(), recorder.begin()
+    theirs, ours = begun(recorder, 2)
     own = Energy(energy_uj=5, method="estimated", source="table")
     recorder.record(**report(energy=own), id=theirs)
     dial.value = 900
@@ -159,7 +164,7 @@ def test_what_is_refused_abandoned_or_running_leaves_its_energy_to_nobody(
 ) -> None:
     dial = Dial()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    invalid, abandoned, running, good = (recorder.begin() for _ in range(4))
+    invalid, abandoned, running, good = begun(recorder, 4)
     dial.value = 4000
     assert recorder.sync()
     recorder.abandon(abandoned)
@@ -186,7 +191,7 @@ def test_what_is_refused_abandoned_or_running_leaves_its_energy_to_nobody(
 def test_nonsense_costs_that_record_only(make_recorder: MakeRecorder, spool_dir: Path, usage: Any) -> None:
     dial = Dial()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    bad, good = recorder.begin(), recorder.begin()
+    bad, good = begun(recorder, 2)
     recorder.record(**report(usage=usage), id=bad)
     recorder.record(**report(usage=usage))
     recorder.record(**report(started_us="x", ended_us=None))
@@ -269,16 +274,16 @@ def test_a_counter_that_starts_anew_costs_its_window(make_recorder: MakeRecorder
 
     dial = Resetting()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    before = recorder.begin()
+    (before,) = begun(recorder)
     dial.value = 100
     recorder.record(**report(), id=before)
     assert recorder.sync()
-    through = recorder.begin()
+    (through,) = begun(recorder)
     time.sleep(0.06)
     dial.value, dial.resets = 7, 1
     recorder.record(**report(), id=through)
     assert recorder.sync()
-    after = recorder.begin()
+    (after,) = begun(recorder)
     dial.value = 27
     recorder.record(**report(), id=after)
     assert recorder.sync()
@@ -388,7 +393,7 @@ def test_what_waits_for_its_energy_is_counted_when_killed(
 def test_of_two_processes_one_meters(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     dial = Dial()
     recorder = metered(make_recorder, dial, meter_window_s=60.0)
-    id = recorder.begin()
+    (id,) = begun(recorder)
     dial.value = 10
     recorder.record(**report(), id=id)
     assert recorder.sync()
@@ -400,10 +405,13 @@ def test_of_two_processes_one_meters(make_recorder: MakeRecorder, spool_dir: Pat
         os._exit(0 if recorder.close() and good else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert recorder.close()
+    # A thread that signed holds a lock of OpenSSL while it ends, after Python has joined it: a child that is
+    # forked then could never sign.
+    time.sleep(0.2)
     child = os.fork()
     if child == 0:  # the first is gone: whoever comes takes over
         recorder = metered(make_recorder, dial, meter_window_s=60.0)
-        id = recorder.begin()
+        (id,) = begun(recorder)
         dial.value = 17
         recorder.record(**report(), id=id)
         os._exit(0 if recorder.sync() and recorder.close() else 1)
