@@ -16,7 +16,7 @@ class Request:
         request_id: the caller's own id; a salted hash of it is recorded.
         tenant: who the generation is for; a name that is no pseudonym is hidden by the recorder.
         parent: the record that caused this request (agent chains).
-        should_stop: asked after each token; a true answer ends the generation, which is recorded as ``abort``.
+        should_stop: asked after each token; a true answer ends the generation, recorded as ``abort``.
         record_ids: filled by the hook once the generation has ended: the record of each sequence, in order.
     """
 
