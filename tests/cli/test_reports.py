@@ -36,6 +36,54 @@ def test_a_sound_report(made: Path, ledger: LedgerFolder, run: Run) -> None:
     assert (code, told["verdict"], told["export"], told["differences"]) == (0, "sound", "sound", [])
 
 
+INPUTS = {
+    "format": "tallystick-inputs",
+    "version": 1,
+    "stated_by": "controlling",
+    "values": {"scope1_t": {"value": "3", "source": "inventory"}},
+}
+
+
+def test_inputs_belong_to_the_report(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    """With its inputs file a report is sound; without it, or with another, what differs is named."""
+    path = tmp_path / "inputs.json"
+    path.write_text(json.dumps(INPUTS))
+    key = made / "reporter.pem"
+    arguments = ("--subject", "X", "--key", key, "--inputs", path, "--format", "pdf", "--json")
+    told = json_of(run("report", "make", "sb-253", made / "export", tmp_path / "sb", *arguments))
+    assert any("fiscal year" in gap for gap in told["gaps"])
+
+    def check(*more: object):
+        return json_of(
+            run(
+                "report", "verify", tmp_path / "sb", "--key", key, "--export", made / "export",
+                "--log-key", ledger.path / "log.vkey", "--json", *more,
+            )
+        )  # fmt: skip
+
+    assert check("--inputs", path)["verdict"] == "sound"
+    without = check()
+    assert without["verdict"] == "refuted"
+    assert any("--inputs" in note for note in without["notes"])
+    path.write_text(json.dumps(INPUTS).replace('"3"', '"4"'))
+    changed = check("--inputs", path)
+    assert changed["verdict"] == "refuted"
+    assert any("scope1_t" in each["where"] for each in changed["differences"])
+
+
+def test_a_report_about_one_record(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    arguments = ("--subject", "X", "--key", made / "reporter.pem", "--json")
+    where = ("--where", f"record={ledger.records[3].id}")
+    told = json_of(run("report", "make", "incident", made / "export", tmp_path / "i", *where, *arguments))
+    assert told["records"] == 1
+    code, verdict = verify(run, made, ledger, tmp_path / "i")
+    assert (code, verdict["verdict"]) == (0, "sound")
+    refused = run("report", "make", "incident", made / "export", tmp_path / "j", *arguments)
+    assert refused.exit_code == 2
+    assert "--where record=ID" in refused.stdout + refused.stderr
+    assert not (tmp_path / "j").exists()
+
+
 def test_a_changed_report_is_refuted(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
     copy = shutil.copytree(made / "sci", tmp_path / "sci")
     text = (copy / "report.json").read_text()
