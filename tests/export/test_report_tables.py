@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import UNSET
 
 from ledger.core.records import document_digest, encode_record, record_hash
 from ledger.export.reports import KINDS
-from ledger.export.reports.document import Report, Table
-from ledger.export.reports.pdf import _shown
+from ledger.export.reports.document import Column, Report, Table
+from ledger.export.reports.pdf import _shown, _table
 from tests.export.report_fold import (
     BY_DIGEST,
     KG,
@@ -241,3 +242,14 @@ def test_long_words_can_break_in_print(world: World) -> None:
     digest = shown["rows"][0][0]
     assert max(map(len, digest.split("\u200b"))) <= 16
     assert digest.replace("\u200b", "") == tables(report)["deployments"].rows[0][0]
+
+
+def test_a_long_table_says_what_print_leaves_out() -> None:
+    rows = tuple((str(n), str(n)) for n in range(240))
+    columns = (Column(name="group", label="Group"), Column(name="records", label="Requests", unit="requests"))
+    long = Table(name="t", title="T", columns=columns, rows=rows, chart="records", derivation="d")
+    shown = _table(long)
+    assert (len(shown["rows"]), shown["left_out"]) == (200, 40)
+    assert (len(shown["bars"]), shown["undrawn"]) == (31, 240 - 31)
+    short = _table(msgspec.structs.replace(long, rows=rows[:31]))
+    assert (short["left_out"], short["undrawn"], len(short["bars"])) == (0, 0, 31)

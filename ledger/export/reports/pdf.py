@@ -17,7 +17,8 @@ __all__ = ["render_pdf"]
 
 _MAX_ROWS = 200
 """Rows of a table that the PDF shows; the workbook and the JSON have all."""
-_MAX_BARS = 24
+_MAX_BARS = 31
+"""A month of days."""
 _PIECE = 16
 _is_long_word = re.compile(r"[^\s\u200b]{24,}")
 _BREAK = "\u200b"
@@ -99,11 +100,11 @@ def _table(table: Table) -> dict[str, Any]:
         for row in table.rows[:_MAX_ROWS]
     ]
     bars: list[dict[str, Any]] = []
+    undrawn = 0
     if table.chart is not UNSET:
         at = names.index(table.chart)
-        drawn = [(_breakable(row[0] or "–"), row[at]) for row in table.rows if row[at] is not None][
-            :_MAX_BARS
-        ]
+        drawn = [(_breakable(row[0] or "–"), row[at]) for row in table.rows if row[at] is not None]
+        undrawn, drawn = max(0, len(drawn) - _MAX_BARS), drawn[:_MAX_BARS]
         most = max((float(value) for _, value in drawn if value is not None), default=0.0)
         bars = [
             {"label": label, "value": _marked(value), "share": float(value) / most if most > 0 else 0.0}
@@ -126,6 +127,7 @@ def _table(table: Table) -> dict[str, Any]:
         "rows": rows,
         "left_out": max(0, len(table.rows) - _MAX_ROWS),
         "bars": bars,
+        "undrawn": undrawn,
         "chart": "" if table.chart is UNSET else table.columns[names.index(table.chart)].label,
         "derivation": table.derivation,
         "reference": _given(table.reference),
