@@ -91,7 +91,60 @@ def run(pairs: int = PAIRS, model: str | None = None) -> dict[str, Any]:
     }
 
 
+def seam(rounds: int = 15, requests: int = 64, prompt: int = 512, answer: int = 256) -> dict[str, float]:
+    """What the hook costs the frontend's thread: vLLM's own output processor, without an engine.
+
+    All requests are in every step, a token each. Times are the thread's CPU; the median of the differences.
+    """
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from ledger.emit import Recorder
+    from ledger.emit.engines._vllm_requests import Fields, Requests
+    from tests.build import make_deployment
+
+    ids = [1000 + number for number in range(prompt)]
+    params = SamplingParams(max_tokens=answer)
+    deployment = make_deployment()
+    steps = [
+        [
+            EngineCoreOutput(
+                str(each), [step], finish_reason=FinishReason.LENGTH if step == answer - 1 else None
+            )
+            for each in range(requests)
+        ]
+        for step in range(answer)
+    ]
+
+    def cpu(processor: OutputProcessor) -> float:
+        fresh = [
+            EngineCoreRequest(str(each), list(ids), None, params, None, time.time(), None, None, None)
+            for each in range(requests)
+        ]
+        for request in fresh:
+            request.external_req_id = request.request_id
+        began = time.thread_time_ns()
+        for request in fresh:
+            processor.add_request(request, None)
+        for outputs in steps:
+            processor.process_outputs(outputs)
+        return (time.thread_time_ns() - began) / requests / 1000
+
+    plain = OutputProcessor(None, log_stats=False)
+    hooked = OutputProcessor(None, log_stats=False)
+    with tempfile.TemporaryDirectory() as folder, Recorder(spool=folder) as recorder:
+        Requests(hooked, recorder, lambda _: deployment, Fields())
+        cpu(plain), cpu(hooked)
+        pairs = [(cpu(plain), cpu(hooked)) for _ in range(rounds)]
+    return {
+        "thread_us_per_request_plain": round(statistics.median(each[0] for each in pairs), 1),
+        "thread_us_per_request_more": round(statistics.median(each[1] - each[0] for each in pairs), 1),
+    }
+
+
 if __name__ == "__main__":
     given = sys.argv[1:]
+    print(json.dumps(seam()), flush=True)
     figures = run(int(given[0]) if given else PAIRS, given[1] if len(given) > 1 else None)
     print(json.dumps({"model": Path(given[1]).name if len(given) > 1 else "tiny-llama"} | figures, indent=1))

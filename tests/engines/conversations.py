@@ -7,10 +7,12 @@ else drawn from distributions with its medians and spread; both are scaled down 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import json
 import os
 import random
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -158,3 +160,25 @@ async def _send_all(url: str, all_of_them: list[Conversation]) -> None:
 def send_at_once(url: str, all_of_them: list[Conversation]) -> None:
     """Send all concurrently; return when each is answered, or left."""
     asyncio.run(_send_all(url, all_of_them))
+
+
+class Client:
+    """Sends all concurrently from a thread of its own, until they are answered, cut, or left."""
+
+    def __init__(self, url: str, all_of_them: list[Conversation]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, args=(url, all_of_them), daemon=True)
+        self._thread.start()
+
+    def _run(self, url: str, all_of_them: list[Conversation]) -> None:
+        self._task = self._loop.create_task(_send_all(url, all_of_them))
+        # The server going away is what tests of this are about.
+        with contextlib.suppress(httpx.HTTPError, asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+
+    def leave(self) -> None:
+        """Close all connections."""
+        if self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(30)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from tests.engines.conversations import Conversation, conversations, send_at_once
+from tests.engines.conversations import Client, conversations, send_at_once
 from tests.engines.real_ledger import Ledger, serving
 from tests.engines.smollm2 import tiny_llama, tiny_lora
 from tests.engines.vllm_server import VllmServer, serving_vllm
@@ -171,14 +170,14 @@ def test_a_dying_engine_leaves_records_of_what_it_had_made(server: VllmServer, l
     for one in sent:
         one.leaves_after = None
     before = len(ledger.records())
-    running = threading.Thread(target=lambda: _send_until_cut(server.url, sent), daemon=True)
-    running.start()
+    client = Client(server.url, sent)
     deadline = time.monotonic() + 60
     while any(len(one.output_ids) < 5 for one in sent) and time.monotonic() < deadline:
         time.sleep(0.05)
     (engine,) = server.children("EngineCore")
     os.kill(engine, signal.SIGKILL)
-    running.join(60)
+    time.sleep(3)
+    client.leave()
     records = ledger.wait_for(before + len(sent), timeout_s=30)[before:]
     found = ledger.by_request(records, [one.engine_id for one in sent])
     for one in sent:
@@ -188,10 +187,3 @@ def test_a_dying_engine_leaves_records_of_what_it_had_made(server: VllmServer, l
         assert ledger.opens(record, "output", one.body["allowed_token_ids"] * made)
     # "abort" if the server was told to end before it saw that its engine had died.
     assert {record["finish_reason"] for record in records} <= {"error", "abort"}
-
-
-def _send_until_cut(url: str, sent: list[Conversation]) -> None:
-    try:
-        send_at_once(url, sent)
-    except Exception as error:  # the server went away
-        print(error)
