@@ -25,7 +25,7 @@ from tests.emit.ledger_double import LedgerDouble
 def test_records_arrive_and_the_spool_empties(
     double: LedgerDouble, make_recorder: MakeRecorder, spool_dir: Path
 ) -> None:
-    recorder = make_recorder(double)
+    recorder = make_recorder(double, max_age_s=5)  # one batch, however slow the machine
     ids = [recorder.record(**report()) for _ in range(50)]
     assert recorder.flush()
     assert list(double.records) == ids
