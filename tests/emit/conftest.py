@@ -37,7 +37,7 @@ def make_recorder(spool_dir: Path) -> Iterator[MakeRecorder]:
             "spool": spool_dir,
             "issuer": "tests.example/emitter",
             "deployment": make_deployment(),
-            "max_age_s": 0.02,
+            "max_age_s": 0.1,
         }
         if double is not None:
             defaults |= {"url": double.url, "api_key": double.api_key, "log_key": double.vkey}
