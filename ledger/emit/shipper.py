@@ -129,7 +129,7 @@ class Shipper:
 
     def _delivered(self, delivery: Delivery) -> None:
         self.sent += 1
-        self.problem, self.blocked = None, False  # before it leaves the spool: whoever waits for that may look
+        self.problem, self.blocked = None, False  # before it leaves: whoever waits may look
         if delivery.receipt is not None and delivery.leaf_index is not None:
             statement = delivery.spooled.statement
             self._deliveries.delivered(
