@@ -96,7 +96,7 @@ def verify_trace(trace: Trace, log_key: VerifierKey) -> Traced:
 
 
 def _wrong(where: str, what: str) -> CorruptError:
-    return CorruptError(what, where=where, code="bad-trace")
+    return CorruptError(what, where=where, code="bad-record-trace")
 
 
 def _hex(text: str, where: str) -> bytes:

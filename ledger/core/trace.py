@@ -68,4 +68,4 @@ def decode_trace(data: bytes) -> Trace:
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidError(f"is not a trace: {error}", where="trace", code="bad-trace") from None
+        raise InvalidError(f"is not a trace: {error}", where="trace", code="bad-record-trace") from None

@@ -301,12 +301,12 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Use one that `tallystick report kinds` lists.",
     ),
     (
-        "bad-scope", 400, "Not the scope of this report",
+        "bad-report-scope", 400, "Not the scope of this report",
         "The report is about one tenant or one record, and the scope names none or several.",
         "Name it: `--where tenant=PSEUDONYM` or `--where record=ID`.",
     ),
     (
-        "bad-trace", 422, "Trace does not verify",
+        "bad-record-trace", 422, "Trace does not verify",
         "A part of the trace of a record does not follow from the log.",
         "Make the trace again from an export that verifies; keep this one as evidence.",
     ),

@@ -131,7 +131,7 @@ def test_it_says_on_what_it_stands(folder: Path, ledger: Ledger, record: Record,
 def test_a_report_about_one_needs_one(folder: Path, kind: str, where: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(InvalidError, match="about one") as caught:
         make_report(kind, folder, scope=Scope(where=where), subject=SUBJECT)
-    assert caught.value.code == "bad-scope"
+    assert caught.value.code == "bad-report-scope"
 
 
 def test_sci_against_a_fold(folder: Path, ledger: Ledger) -> None:

@@ -41,7 +41,7 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             f"names {len([t for t in tenants if t])} tenants; a customer's statement is about one",
             where="scope",
             remedy="choose one: --where tenant=PSEUDONYM",
-            code="bad-scope",
+            code="bad-report-scope",
         )
     row = facts.total()
     return (

@@ -47,7 +47,7 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             f"names {len([each for each in named if each])} records; a dossier is about one",
             where="scope",
             remedy="choose one: --where record=ID",
-            code="bad-scope",
+            code="bad-report-scope",
         )
     found = facts.scoped("*, epoch_us(started_at) AS started_us, epoch_us(ended_at) AS ended_us")
     if len(found) > 1:
@@ -55,7 +55,7 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             f"holds {len(found)} records of this id",
             where="scope",
             remedy="name the issuer too: --where issuer=NAME",
-            code="bad-scope",
+            code="bad-report-scope",
         )
     told = stated_words(inputs, INPUTS, name="stated", title="Statements of the reporter")
     if not found:
