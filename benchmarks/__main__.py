@@ -1,5 +1,7 @@
 """``python -m benchmarks [NAME ...]``: run the benchmarks and write ``benchmarks/results.md``.
 
+With names, those sections of the page are written anew and the others stay.
+
 Each bar is a ratio to a limit measured in the same run, or a rate on this machine; the page says which hold.
 """
 
@@ -85,7 +87,8 @@ RESULTS = Path(__file__).with_name("results.md")
 
 def main(names: list[str]) -> int:
     """Run, print and write. Returns the exit code: 1 if a bar was missed."""
-    sections, missed = [], False
+    kept = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() and names else {}
+    missed = False
     for name in names or BENCHMARKS:
         title, bars = BENCHMARKS[name]
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -94,17 +97,18 @@ def main(names: list[str]) -> int:
         verdicts = {bar.figure: bar.verdict(figures) for bar in bars}
         missed |= any("MISSED" in verdict for verdict in verdicts.values())
         rows = [f"| {key} | {_number(value)} | {verdicts.get(key, '')} |" for key, value in figures.items()]
-        sections.append(
-            "\n".join(
-                [f"## {name}", "", title, "", "| figure | value | bar |", "| --- | ---: | --- |", *rows]
-            )
+        kept[name] = "\n".join(
+            [f"## {name}", "", title, "", "| figure | value | bar |", "| --- | ---: | --- |", *rows]
         )
         print("\n".join(rows), f"\n{time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    text = "\n\n".join([_header(), *sections]) + "\n"
-    print(text)
-    if not names:
-        RESULTS.write_text(text, encoding="utf-8")
+    text = "\n\n".join([_header(), *(kept[name] for name in BENCHMARKS if name in kept)]) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
     return int(missed)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The sections of an earlier page, by name."""
+    return {part.split("\n", 1)[0]: f"## {part.rstrip()}" for part in text.split("\n## ")[1:]}
 
 
 def _header() -> str:
