@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -26,9 +26,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family, create_connection
 
-from ledger.core.errors import UnavailableError
+from ledger.core.errors import RefusedError, UnavailableError
 
-__all__ = ["Answer", "Limits", "call", "open_pool"]
+__all__ = ["Answer", "Limits", "call", "open_direct_pool", "open_pool"]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHUNK_BYTES = 64 * 1024
@@ -140,6 +140,9 @@ os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc] # a
 class _Connection(HTTPConnection):
     """Tells the call of this thread which socket it uses."""
 
+    judge: Callable[[str], None] | None = None
+    """Raises for an address that may not be connected to; for those of a pool of its own (``outgoing``)."""
+
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers, all of them within the time of the call."""
         current: _Call = _here.call
@@ -149,7 +152,7 @@ class _Connection(HTTPConnection):
                 self._dns_host.strip("[]"), self.port, allowed_gai_family(), socket.SOCK_STREAM
             )
             error: OSError = OSError("the name has no address")
-            for address in found:
+            for address in self._allowed(found):
                 left_s = current.ends - time.monotonic()
                 if left_s <= 0:
                     error = TimeoutError("the time for the call is up")
@@ -179,6 +182,25 @@ class _Connection(HTTPConnection):
             raise ConnectTimeoutError(self, f"connecting to {self.host} took too long") from failed
         except OSError as failed:
             raise NewConnectionError(self, f"no connection: {failed}") from failed
+
+    def _allowed(self, found: list[Any]) -> list[Any]:
+        """Those of the addresses that may be connected to.
+
+        Raises:
+            RefusedError: there are some, and none of them may.
+        """
+        if self.judge is None:
+            return found
+        allowed, refused = [], None
+        for address in found:
+            try:
+                self.judge(str(address[4][0]))
+                allowed.append(address)
+            except RefusedError as error:
+                refused = error
+        if refused is not None and not allowed:
+            raise refused
+        return allowed
 
     def request(self, *args: Any, **options: Any) -> None:
         """Send a request, on a connection that an earlier call may have left open."""
@@ -213,6 +235,23 @@ def open_pool(url: str, connections: int = 1) -> urllib3.PoolManager:
     options: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "block": True}
     pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return pool
+
+
+def open_direct_pool(judge: Callable[[str], None], connections: int = 1) -> urllib3.PoolManager:
+    """Connections to one server, through no proxy, to addresses that ``judge`` lets pass.
+
+    Args:
+        judge: raises RefusedError for an address, in digits, that may not be connected to.
+        connections: how many are kept, and how many calls may run at once.
+    """
+    plain = type("_Judged", (_Connection,), {"judge": staticmethod(judge)})
+    tls = type("_JudgedTls", (_TlsConnection,), {"judge": staticmethod(judge)})
+    pool = urllib3.PoolManager(num_pools=1, maxsize=connections, block=True)
+    pool.pool_classes_by_scheme = {
+        "http": type("_JudgedPool", (_Pool,), {"ConnectionCls": plain}),
+        "https": type("_JudgedTlsPool", (_TlsPool,), {"ConnectionCls": tls}),
+    }
     return pool
 
 

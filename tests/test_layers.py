@@ -20,7 +20,7 @@ MAY_IMPORT = {
     # Writes the published contract, so it looks at everything that is part of it.
     "schemas": {"core", "cost", "export", "service", "store", "energy"},
 }
-SHARED = {"", "keyfiles", "native", "zstd", "http_call"}
+SHARED = {"", "keyfiles", "native", "zstd", "http_call", "outgoing"}
 """Modules beside the packages; they may import `core`."""
 NO_INPUT_OUTPUT = {
     "os",

@@ -101,8 +101,19 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "bad-url", 400, "Address not usable",
-        "The URL of the ledger is not one that can be used.",
+        "The URL is not one that can be used.",
         "Use one such as `https://ledger.example.com`, and pass the API key apart from it.",
+    ),
+    (
+        "internal-address", 403, "Internal address",
+        "The URL leads to a host of this machine or network, or is plain http, which only hosts may be that "
+        "the operator allows.",
+        "Use https and a public address, or name the host in `TALLYSTICK_INTERNAL_HOSTS`.",
+    ),
+    (
+        "bad-reach", 400, "List of internal hosts not usable",
+        "An entry of the list of internal hosts is neither a host name nor a network.",
+        "Separate entries by commas: `witness.internal:8443, 10.2.0.0/16`.",
     ),
     (
         "bad-api-key", 400, "API key has impossible characters",
