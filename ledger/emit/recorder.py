@@ -26,7 +26,7 @@ from ledger.emit.factor_source import Factors, checked_factors
 from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
 from ledger.emit.metering import Metering
-from ledger.emit.sealer import Inbox, Sealer
+from ledger.emit.sealer import ENOUGH, Inbox, Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
 from ledger.emit.signing import SigningKey
@@ -315,6 +315,8 @@ class Recorder:
         )
         if inbox.idle:
             self._rouse()
+        elif len(queue) == ENOUGH:  # missed when two threads append at once; then the sealer looks by itself
+            inbox.wake.set()
         return record_id
 
     def begin(self, *, input_tokens: int | None = None) -> str:

@@ -38,12 +38,15 @@ from ledger.emit.signing import SigningKey
 from ledger.emit.spool import Spool
 from ledger.emit.spooled import Spooled
 
-__all__ = ["Barrier", "Inbox", "Sealer"]
+__all__ = ["ENOUGH", "Barrier", "Inbox", "Sealer"]
 
 _log = logging.getLogger("tallystick.emit")
 
 _GROUP = 4
 """Records composed between two breaths: about 100 microseconds."""
+ENOUGH = 64
+"""Reports that are worth waking for. Composed so soon, their token ids are in the processor's cache still; a
+second later they are not, and cost twice as much."""
 _TAKEN = 256
 """Reports taken out of the queue between two breaths."""
 _TICK_S = 0.1
@@ -231,14 +234,16 @@ class Sealer:
                 pause_s = min(pause_s, max(0.0, self._close_by - time.monotonic()))
             inbox.wake.wait(pause_s)
             return
-        if not inbox.queue:
+        if not inbox.queue and not self._blocks:
             self._sleep()
             self._due = 0.0
         now = time.monotonic()
         self._due = self._due or now + self._max_age_s
+        # What a meter counts is known a window later: to look sooner is of no use.
+        enough = self._max_records if self._energising is not None else min(ENOUGH, self._max_records)
         while (
-            inbox.queue
-            and len(inbox.queue) < self._max_records
+            (inbox.queue or self._blocks)
+            and len(inbox.queue) < enough
             and not inbox.barriers
             and self._close_by is None
             and now < self._due
@@ -264,7 +269,7 @@ class Sealer:
 
     def _take(self) -> None:
         """Compose what waits, up to one batch or a barrier."""
-        if self._blocks:
+        if self._blocks and self._failures:
             self._read_marks()
             return  # the spool takes nothing now; the queue holds what comes, and counts what it cannot
         queue, reports = self._inbox.queue, self._reports
@@ -278,7 +283,6 @@ class Sealer:
                 reports.append(item)
                 if len(reports) % _TAKEN == 0:
                     _breathe(0)
-        self._due = time.monotonic() + self._max_age_s if queue else 0.0
         self._read_marks()  # after the reports were taken: what they end began before
         if reports:
             self._composer.prepare(reports)
@@ -360,21 +364,33 @@ class Sealer:
         overflow = self._inbox.dropped
         self._untold += overflow - self._overflow_seen
         self._overflow_seen = overflow
-        if self._blocks or self._untold or self._session is None:
+        due = self._is_due()
+        if (self._blocks and due) or self._untold or self._session is None:
             with self._spool.locked() as chain:
                 self._ensure_session()
                 self._tell_drops(chain)
-            while self._blocks:
-                with self._spool.locked() as chain:
-                    self._seal(chain, self._blocks[0])
-                self._blocks.popleft()
-                _breathe(0)
+        while len(self._blocks) > (0 if due else 1):
+            with self._spool.locked() as chain:
+                self._seal(chain, self._blocks[0])
+            self._blocks.popleft()
+            self._due = time.monotonic() + self._max_age_s if self._blocks else 0.0
+            _breathe(0)
         if self._abandoned:
             self._settle(self._settled + self._abandoned)
             self._abandoned = 0
         for barrier in self._barriers:
             barrier.reached.set()
         self._barriers.clear()
+
+    def _is_due(self) -> bool:
+        """Whether the last block, which is open to more records, is to be sealed as it is."""
+        return (
+            bool(self._barriers)
+            or self._close_by is not None
+            or self._energising is not None  # its records waited long enough
+            or (bool(self._blocks) and len(self._blocks[-1]) >= self._max_records)
+            or time.monotonic() >= self._due
+        )
 
     def _ensure_session(self) -> None:
         if self._session is None:
