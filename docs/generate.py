@@ -146,10 +146,13 @@ def record_structs() -> str:
 
 
 def document_structs() -> str:
-    """Deployments, factor sets and their parts."""
+    """Deployments, factor sets, price books and their parts."""
+    from ledger.core import price_books as p
     from ledger.core import records as r
 
-    return _structs(r.Deployment, r.Weights, r.Adapter, r.Speculative, r.FactorSet, r.FactorSource)
+    return _structs(
+        r.Deployment, r.Weights, r.Adapter, r.Speculative, r.FactorSet, r.FactorSource, p.PriceBook, p.Rate
+    )
 
 
 def statement_chain() -> str:
@@ -164,8 +167,8 @@ def statement_structs() -> str:
     from ledger.core import statements as s
 
     kinds = (
-        s.Batch, s.DeploymentStatement, s.FactorsStatement, s.Evaluation, s.Correction, s.Heartbeat,
-        s.IssuerKey, s.Acknowledgement, s.Erasure,
+        s.Batch, s.DeploymentStatement, s.FactorsStatement, s.PricesStatement, s.Evaluation, s.Correction,
+        s.Heartbeat, s.IssuerKey, s.Acknowledgement, s.Erasure,
     )  # fmt: skip
     parts = [
         f"### Kind {_tag(kind)}\n\n{_sentences(kind)}\n\n{fields_of(kind, without=_CHAIN)}" for kind in kinds

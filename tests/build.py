@@ -19,6 +19,7 @@ from ledger.core import cose
 from ledger.core import statements as st
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.merkle import root
+from ledger.core.price_books import PriceBook, Rate
 from ledger.core.records import (
     Commitment,
     Deployment,
@@ -84,6 +85,25 @@ def make_factor_set(**changes: Any) -> FactorSet:
         "sources": (FactorSource(factor="intensity_ug_per_kwh", source="made up for tests", year=2025),),
     }
     return FactorSet(**(fields | changes))
+
+
+def make_price_book(**changes: Any) -> PriceBook:
+    """A price book of the model of ``make_deployment``, in euros."""
+    fields: dict[str, Any] = {
+        "name": "example tariff",
+        "version": "2026-11",
+        "currency": "EUR",
+        "source": "made up for tests",
+        "rates": (
+            Rate(
+                model="SmolLM2-135M-Instruct",
+                input_nano_per_mtok=150_000_000,
+                cached_input_nano_per_mtok=37_500_000,
+                output_nano_per_mtok=600_000_001,
+            ),
+        ),
+    }
+    return PriceBook(**(fields | changes))
 
 
 def make_uuid7(time_us: int, salt: str = "") -> str:
@@ -179,6 +199,10 @@ class Issuer:
     def factors(self, factors: FactorSet | None = None) -> st.SignedStatement:
         """Publish a factor set."""
         return self.sign(st.FactorsStatement(factors=factors or make_factor_set(), **self.chain()))
+
+    def prices(self, book: PriceBook | None = None) -> st.SignedStatement:
+        """Publish a price book."""
+        return self.sign(st.PricesStatement(prices=book or make_price_book(), **self.chain()))
 
     def heartbeat(self, *, dropped: int = 0) -> st.SignedStatement:
         """Say that the issuer lives."""

@@ -26,6 +26,7 @@ from ledger.core.statements import (
     DeploymentStatement,
     FactorsStatement,
     IssuerKey,
+    PricesStatement,
     SignedStatement,
     decode_statement,
     verify_statement,
@@ -61,7 +62,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class Document:
-    """A deployment or factor set, as first published."""
+    """A deployment, factor set or price book, as first published."""
 
     kind: str
     leaf_index: int
@@ -141,7 +142,7 @@ class LeafAudit:
                 self._findings.add_error(error, where)
         # On a break go on from this statement, with the hash that the tree has for it.
         self.heads[statement.issuer] = ChainHead(payload.seq + 1, leaf_hash)
-        if isinstance(payload, DeploymentStatement | FactorsStatement):
+        if isinstance(payload, DeploymentStatement | FactorsStatement | PricesStatement):
             self._learn_document(payload, leaf.index)
 
     def skip(self, columns: StoredColumns | None, leaf_hash: bytes) -> None:
@@ -351,20 +352,31 @@ class LeafAudit:
 
     # --- documents ---
 
-    def _learn_document(self, payload: DeploymentStatement | FactorsStatement, index: int) -> None:
+    def _learn_document(
+        self, payload: DeploymentStatement | FactorsStatement | PricesStatement, index: int
+    ) -> None:
         if isinstance(payload, DeploymentStatement):
             deployment = payload.deployment
             digest, body = document_digest(deployment), encode_canonical(deployment)
             version = None if deployment.version is UNSET else deployment.version
             document = Document("deployment", index, body, deployment.model, version)
         else:
-            digest, body = document_digest(payload.factors), encode_canonical(payload.factors)
-            document = Document("factors", index, body, None, None)
+            kind, published = (
+                ("factors", payload.factors)
+                if isinstance(payload, FactorsStatement)
+                else ("prices", payload.prices)
+            )
+            digest, body = document_digest(published), encode_canonical(published)
+            document = Document(kind, index, body, None, None)
         self.documents.setdefault(digest, document)
 
     def check_documents(self, batch: Batch, where: str) -> None:
         """Check that what a batch refers to was published before it, as what it is referred to."""
-        for kind, digests in (("deployment", batch.deployments), ("factors", batch.factors)):
+        for kind, digests in (
+            ("deployment", batch.deployments),
+            ("factors", batch.factors),
+            ("prices", batch.prices or ()),
+        ):
             for digest in digests:
                 document = self.documents.get(digest)
                 if document is None or document.kind != kind:

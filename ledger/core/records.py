@@ -446,8 +446,8 @@ def record_hash(data: bytes) -> bytes:
     return leaf_hash(data)
 
 
-def document_digest(document: Deployment | FactorSet) -> str:
-    """Content address of a deployment or factor set: hex SHA-256 of its canonical bytes."""
+def document_digest(document: msgspec.Struct) -> str:
+    """Content address of a deployment, factor set or price book: hex SHA-256 of its canonical bytes."""
     return hashlib.sha256(encode_canonical(document)).hexdigest()
 
 

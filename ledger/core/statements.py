@@ -19,8 +19,9 @@ from msgspec import UNSET, Meta, UnsetType
 from ledger.core import cose
 from ledger.core.canonical import MAX_SAFE_INTEGER, decode_canonical, encode_canonical
 from ledger.core.errors import InvalidError
-from ledger.core.keys import PrivateKey, PublicKey, parse_cose_key
+from ledger.core.keys import PublicKey, Signer, parse_cose_key
 from ledger.core.merkle import leaf_hash
+from ledger.core.price_books import PriceBook, check_price_book
 from ledger.core.records import (
     UUID7,
     Amount,
@@ -51,6 +52,7 @@ __all__ = [
     "FactorsStatement",
     "Heartbeat",
     "IssuerKey",
+    "PricesStatement",
     "SignedStatement",
     "Totals",
     "check_issuer_id",
@@ -69,6 +71,8 @@ MAX_BATCH_RECORDS = 4_096
 """One signature then costs nothing per record, and a position fits 12 bits."""
 MAX_BATCH_DOCUMENTS = 256
 """Deployments (and factor sets) that one batch may refer to: their digests must fit the statement."""
+MAX_BATCH_PRICES = 16
+"""Price books of one batch: the old one and the new one where prices change, with room."""
 
 _ISSUER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._~:/-]{0,253}[A-Za-z0-9])?").fullmatch
 _UNDERSTOOD = frozenset({cose.ALG, cose.CONTENT_TYPE, cose.KID, cose.CWT_CLAIMS})
@@ -112,7 +116,8 @@ class Batch(_Statement, frozen=True, tag="batch"):
     latest end; ``deployments`` and ``factors`` the sorted digests that the records use; ``dropped`` how
     many records the issuer knows it lost since its previous batch or heartbeat. ``unattributed_uj`` is energy
     that the issuer's meter measured since then and no record carries: so over a chain the measured energy of
-    the records and this add up to what the meter counted. Absent where there was none.
+    the records and this add up to what the meter counted. Absent where there was none. ``prices`` are the
+    sorted digests of the price books that the issuer computed costs of these records by; absent where none.
     """
 
     count: Annotated[int, Meta(ge=1, le=MAX_BATCH_RECORDS)]
@@ -124,6 +129,7 @@ class Batch(_Statement, frozen=True, tag="batch"):
     totals: Totals
     dropped: Amount
     unattributed_uj: Amount | UnsetType = UNSET
+    prices: Annotated[tuple[Hex32, ...], Meta(min_length=1, max_length=MAX_BATCH_PRICES)] | UnsetType = UNSET
 
 
 class DeploymentStatement(_Statement, frozen=True, tag="deployment"):
@@ -136,6 +142,12 @@ class FactorsStatement(_Statement, frozen=True, tag="factors"):
     """Publishes a factor set, so that records can refer to it by digest."""
 
     factors: FactorSet
+
+
+class PricesStatement(_Statement, frozen=True, tag="prices"):
+    """Publishes a price book, so that batches can refer to it by digest."""
+
+    prices: PriceBook
 
 
 class Evaluation(_Statement, frozen=True, tag="evaluation"):
@@ -211,6 +223,7 @@ Payload: TypeAlias = (
     Batch
     | DeploymentStatement
     | FactorsStatement
+    | PricesStatement
     | Evaluation
     | Correction
     | Heartbeat
@@ -267,6 +280,8 @@ def subject_of(payload: Payload) -> str:
             return f"tallystick:deployment:{document_digest(payload.deployment)}"
         case FactorsStatement():
             return f"tallystick:factors:{document_digest(payload.factors)}"
+        case PricesStatement():
+            return f"tallystick:prices:{document_digest(payload.prices)}"
         case Evaluation():
             about = [x for x in (payload.record, payload.statement, payload.deployment) if x is not UNSET]
             return f"tallystick:evaluation:{about[0] if len(about) == 1 else ''}"
@@ -280,7 +295,7 @@ def subject_of(payload: Payload) -> str:
             return f"tallystick:statement:{payload.statement}"
 
 
-def sign_statement(payload: Payload, *, issuer: str, key: PrivateKey) -> SignedStatement:
+def sign_statement(payload: Payload, *, issuer: str, key: Signer) -> SignedStatement:
     """Sign ``payload`` as ``issuer``.
 
     Raises:
@@ -395,8 +410,12 @@ def _check_payload(payload: Payload, where: str) -> None:
             for name, digests in (("deployments", payload.deployments), ("factors", payload.factors)):
                 if list(digests) != sorted(set(digests)):
                     raise bad(f"{name} must be sorted and unique")
+            if payload.prices is not UNSET and list(payload.prices) != sorted(set(payload.prices)):
+                raise bad("prices must be sorted and unique")
             if payload.first_us > payload.last_us:
                 raise bad("first_us is after last_us")
+        case PricesStatement():
+            check_price_book(payload.prices, where=f"{where} payload")
         case Evaluation():
             if sum(x is not UNSET for x in (payload.record, payload.statement, payload.deployment)) != 1:
                 raise bad("an evaluation is about exactly one of record, statement, deployment")
@@ -445,7 +464,7 @@ def _check_hexes(payload: Any, where: str) -> None:
         value = getattr(payload, name, UNSET)
         if isinstance(value, str) and _is_hex32(value) is None:
             raise InvalidError(f"{name} is not 64 lower-case hex digits", where=where, code="schema")
-    for name in ("deployments", "factors"):
+    for name in ("deployments", "factors", "prices"):
         value = getattr(payload, name, ())
         if isinstance(value, tuple) and not all(map(_is_hex32, value)):
             raise InvalidError(f"{name} has a digest that is not lower-case hex", where=where, code="schema")

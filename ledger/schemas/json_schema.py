@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ledger.core import export_layout, records, statements
+from ledger.core import export_layout, price_books, records, statements
 from ledger.export.reports import document, inputs
 from ledger.schemas.descriptions import FIELDS
 
@@ -28,6 +28,11 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
     ),
     "deployment.schema.json": (records.Deployment, ""),
     "factors.schema.json": (records.FactorSet, ""),
+    "prices.schema.json": (
+        price_books.PriceBook,
+        "Beyond this schema: rates are sorted by provider, model, region, tier and above_input_tokens "
+        "(absent before present, text by code point) and unique in these; no name stands for two of them.",
+    ),
     "export-manifest.schema.json": (export_layout.Manifest, ""),
     "report.schema.json": (
         document.Report,
@@ -47,6 +52,7 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
             statements.Batch,
             statements.DeploymentStatement,
             statements.FactorsStatement,
+            statements.PricesStatement,
             statements.Evaluation,
             statements.Correction,
             statements.Heartbeat,

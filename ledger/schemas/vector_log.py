@@ -12,6 +12,7 @@ from ledger.core.commitments import commit_request, commit_tokens, record_salt, 
 from ledger.core.cose import encode_cbor
 from ledger.core.keys import PrivateKey
 from ledger.core.note import ED25519, VerifierKey
+from ledger.core.price_books import PriceBook, Rate
 from ledger.core.receipts import issue_receipt
 from ledger.core.records import (
     Adapter,
@@ -41,6 +42,7 @@ from ledger.core.statements import (
     Heartbeat,
     IssuerKey,
     Payload,
+    PricesStatement,
     SignedStatement,
     sign_statement,
     sum_records,
@@ -170,6 +172,7 @@ def sample_log() -> SampleLog:
         note="invoice 2026-09",
     )
     by_issuer(Erasure, statement=batch.leaf_hash.hex(), positions=(0, 2), rule="retention of 180 days")
+    by_issuer(PricesStatement, prices=sample_prices())
     by_log(action="revoke", issuer=ISSUER, kid=keys[ISSUER].public.kid.hex(), reason="decommissioned")
     return SampleLog(log_key, keys, tuple(chains.statements), records)
 
@@ -225,6 +228,35 @@ def sample_factors() -> FactorSet:
         region="DE",
         valid_from_us=1_767_225_600_000_000,
         valid_until_us=1_798_761_600_000_000,
+    )
+
+
+def sample_prices() -> PriceBook:
+    """A price book with every field."""
+    return PriceBook(
+        name="Example tariff",
+        version="2026-09",
+        currency="EUR",
+        source="Vertrag 4711, Anlage „Preise“",
+        valid_from_us=START_US - 1_000_000_000_000,
+        valid_until_us=START_US + 1_000_000_000_000,
+        rates=(
+            Rate(model="example-7b-instruct", input_nano_per_mtok=0, output_nano_per_mtok=150_000_000),
+            Rate(
+                model="example-7b-instruct",
+                provider="Example GmbH",
+                region="DE",
+                tier="batch",
+                above_input_tokens=200_000,
+                aliases=("example-7b", "example-7b-*"),
+                input_nano_per_mtok=150_000_000,
+                cached_input_nano_per_mtok=37_500_000,
+                cache_write_nano_per_mtok=187_500_000,
+                output_nano_per_mtok=600_000_000,
+                reasoning_nano_per_mtok=599_999_999,
+                request_nano=1_000,
+            ),
+        ),
     )
 
 

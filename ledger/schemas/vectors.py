@@ -11,7 +11,7 @@ from typing import Any
 from ledger.core import commitments, cose, merkle
 from ledger.core.canonical import encode_canonical
 from ledger.core.records import decode_record, document_digest, encode_record, record_hash
-from ledger.core.statements import DeploymentStatement, FactorsStatement
+from ledger.core.statements import DeploymentStatement, FactorsStatement, PricesStatement
 from ledger.schemas import vector_log
 from ledger.schemas._vector_forms import batch_of, batch_payload, dump, hexes, refusal
 from ledger.schemas.log_vectors import (
@@ -106,7 +106,7 @@ def _documents(log: SampleLog) -> dict[str, Any]:
     found = []
     for statement in log.statements:
         payload = statement.payload
-        if isinstance(payload, DeploymentStatement | FactorsStatement):
+        if isinstance(payload, DeploymentStatement | FactorsStatement | PricesStatement):
             document = getattr(payload, statement.kind)
             data = encode_canonical(document)
             found.append(

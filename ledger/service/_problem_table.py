@@ -250,9 +250,16 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Make a new UUIDv7 for each record; send a correction to restate figures.",
     ),
     (
-        "unknown-document", 422, "Deployment or factor set not in the log",
-        "A record refers to a deployment or factor set by a digest that was never published in this log.",
-        "Publish the document first: a deployment or factors statement to /entries.",
+        "unknown-document", 422, "Deployment, factor set or price book not in the log",
+        "A record refers to a deployment or factor set, or a batch to a price book, by a digest that was never "
+        "published in this log.",
+        "Publish the document first: a deployment, factors or prices statement to /entries.",
+    ),
+    (
+        "bad-price-book", 422, "Price book not usable",
+        "A price book contradicts itself: rates out of order or double, a name that stands for two models, a "
+        "period that ends before it begins, or it is too large to be logged.",
+        "Correct what `detail` names; `tallystick prices make` writes sound ones.",
     ),
     (
         "inconsistent-record", 422, "Record inconsistent in itself",

@@ -1,4 +1,4 @@
-"""Deployments and factor sets: what records refer to by digest."""
+"""Deployments, factor sets and price books: what records and batches refer to by digest."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ _FACTORS = {
     "version": "2025.1",
 }
 
+_PRICES = {
+    "currency": "EUR",
+    "name": "tariff",
+    "rates": [
+        {
+            "input_nano_per_mtok": 150000000,
+            "model": "SmolLM2-135M-Instruct",
+            "output_nano_per_mtok": 600000000,
+        }
+    ],
+    "source": "price list of November 2026",
+    "version": "2026-11",
+}
+
 Digest = Annotated[
     str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the canonical bytes, hex", examples=[_DIGEST])
 ]
@@ -53,6 +67,14 @@ class PlacedFactorSet(BaseModel):
     factors: dict[str, Any] = Field(json_schema_extra={DOCUMENT: "FactorSet"})
 
 
+class PlacedPriceBook(BaseModel):
+    """A price book, its digest, and the leaf that published it first."""
+
+    digest: str
+    leaf_index: int
+    prices: dict[str, Any] = Field(json_schema_extra={DOCUMENT: "PriceBook"})
+
+
 class DeploymentList(BaseModel):
     """Deployments in log order."""
 
@@ -65,6 +87,12 @@ class FactorSetList(BaseModel):
     factors: list[PlacedFactorSet]
 
 
+class PriceBookList(BaseModel):
+    """Price books in log order."""
+
+    prices: list[PlacedPriceBook]
+
+
 _PLACED_DEPLOYMENT = {
     "digest": _DIGEST,
     "leaf_index": 2,
@@ -72,6 +100,7 @@ _PLACED_DEPLOYMENT = {
     "deployment": _DEPLOYMENT,
 }
 _PLACED_FACTORS = {"digest": _DIGEST, "leaf_index": 3, "factors": _FACTORS}
+_PLACED_PRICES = {"digest": _DIGEST, "leaf_index": 4, "prices": _PRICES}
 
 
 def _read(request: Request, kind: str, digest: str | None = None) -> list[dict[str, Any]]:
@@ -146,3 +175,31 @@ def list_factor_sets(request: Request) -> Response:
 def get_factor_set(digest: Digest, request: Request) -> Response:
     """The factor set with this digest."""
     return _answer(_read(request, "factors", digest)[0])
+
+
+@router.get(
+    "/prices",
+    operation_id="list_price_books",
+    summary="List price books",
+    response_model=PriceBookList,
+    responses=answers(
+        ok={200: examples("application/json", {"prices": [_PLACED_PRICES]}, "All of them.")}, key=True
+    ),
+)
+def list_price_books(request: Request) -> Response:
+    """Every price book that was published, in log order."""
+    return _answer({"prices": _read(request, "prices")})
+
+
+@router.get(
+    "/prices/{digest}",
+    operation_id="get_price_book",
+    summary="Get a price book",
+    response_model=PlacedPriceBook,
+    responses=answers(
+        "not-found", ok={200: examples("application/json", _PLACED_PRICES, "The price book.")}, key=True
+    ),
+)
+def get_price_book(digest: Digest, request: Request) -> Response:
+    """The price book with this digest."""
+    return _answer(_read(request, "prices", digest)[0])

@@ -14,6 +14,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from ledger.core.price_books import PriceBook
 from ledger.core.records import Deployment, FactorSet, Record
 from ledger.service.problem_types import PROBLEM_TYPES
 from ledger.service.problems import CONCISE, PROBLEM_JSON, Problem
@@ -52,7 +53,7 @@ and carbon.
 """
 
 DOCUMENT = "x-document"
-"""Marks a member whose schema is that of a signed document: Record, Deployment or FactorSet."""
+"""Marks a member whose schema is that of a signed document: Record, Deployment, FactorSet or PriceBook."""
 
 _ALWAYS = ("bad-parameter", "internal", "storage-failed", "overloaded")
 _WITH_KEY = ("missing-key", "wrong-key", "missing-scope")
@@ -143,7 +144,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
     _, own = msgspec.json.schema_components(
-        [Record, Deployment, FactorSet], ref_template="#/components/schemas/{name}"
+        [Record, Deployment, FactorSet, PriceBook], ref_template="#/components/schemas/{name}"
     )
     for schema in own.values():
         # A docstring, whose indentation only Python 3.13 and later take away.

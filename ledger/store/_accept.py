@@ -20,7 +20,7 @@ from ledger.store._tip import Tip
 from ledger.store.prepare import Prepared
 from ledger.store.tables import PLACES_PER_LEAF, Document, Issuer, IssuerKeyRow, RecordIndex, table
 
-__all__ = ["Accepted", "accept", "chain_head"]
+__all__ = ["Accepted", "accept", "chain_head", "claim_ids"]
 
 
 @dataclass
@@ -46,8 +46,17 @@ def chain_head(connection: Connection, tip: Tip, accepted: Accepted, issuer: str
     return head
 
 
-def accept(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared) -> None:
+def accept(
+    connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared, *, claim: bool
+) -> None:
     """Check ``prepared`` against the log's state, and write what only it concerns: ids, key, document.
+
+    Args:
+        connection: the appending transaction.
+        tip: the log before this group.
+        accepted: the group so far; grows.
+        prepared: the statement.
+        claim: whether to claim its record ids now; else the caller claims those of the whole group at once.
 
     Raises:
         TallystickError: it may not be appended. The transaction is as it was.
@@ -59,9 +68,10 @@ def accept(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepa
     if isinstance(payload, Batch):
         wanted = {("deployment", digest) for digest in payload.deployments}
         wanted |= {("factors", digest) for digest in payload.factors}
+        wanted |= {("prices", digest) for digest in payload.prices or ()}
         _check_documents(connection, tip, accepted, wanted)
-    if prepared.records is not None:
-        _claim_ids(connection, prepared.records.ids, leaf_index)
+    if claim and prepared.records is not None:
+        _claim_one_by_one(connection, prepared.records.ids, leaf_index)
     if isinstance(payload, IssuerKey):
         _apply_key(connection, accepted, payload, leaf_index)
     if prepared.document is not None:
@@ -104,17 +114,38 @@ def _check_documents(
         raise RefusedError(
             f"no {kind} document {digest} is in the log",
             where="statement",
-            remedy="log its `deployment` or `factors` statement first",
+            remedy=f"log its `{kind}` statement first",
             code="unknown-document",
         )
 
 
-def _claim_ids(connection: Connection, ids: list[bytes], leaf_index: int) -> None:
-    first = leaf_index * PLACES_PER_LEAF
-    rows = list(zip(ids, range(first, first + len(ids)), strict=True))
-    run(connection, "SAVEPOINT record_ids")
+def claim_ids(connection: Connection, tip: Tip, accepted: Accepted) -> bool:
+    """Claim the record ids of the whole group.
+
+    Returns:
+        False if one of them is taken. On PostgreSQL the transaction must then go back to a savepoint.
+    """
+    rows: list[tuple[bytes, int]] = []
+    for leaf_index, prepared in enumerate(accepted.prepared, start=tip.size):
+        if prepared.records is not None:
+            rows += _places(prepared.records.ids, leaf_index)
     try:
         insert_rows(connection, RecordIndex, rows)
+    except integrity_error(connection):
+        return False
+    return True
+
+
+def _places(ids: list[bytes], leaf_index: int) -> list[tuple[bytes, int]]:
+    first = leaf_index * PLACES_PER_LEAF
+    return list(zip(ids, range(first, first + len(ids)), strict=True))
+
+
+def _claim_one_by_one(connection: Connection, ids: list[bytes], leaf_index: int) -> None:
+    """Claim the ids of one statement, which alone is refused if one of them is taken."""
+    run(connection, "SAVEPOINT record_ids")
+    try:
+        insert_rows(connection, RecordIndex, _places(ids, leaf_index))
     except integrity_error(connection):
         run(connection, "ROLLBACK TO SAVEPOINT record_ids")
         raise _double_id(connection, ids) from None
@@ -182,5 +213,5 @@ def _publish(connection: Connection, prepared: Prepared, leaf_index: int) -> Non
         version = None if deployment.version is UNSET else deployment.version
         values |= {"kind": "deployment", "model": deployment.model, "version": version}
     else:
-        values |= {"kind": "factors", "model": None, "version": None}
+        values |= {"kind": prepared.statement.kind, "model": None, "version": None}
     connection.execute(insert(documents).values(values))

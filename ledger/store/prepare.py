@@ -23,6 +23,7 @@ from ledger.core.statements import (
     DeploymentStatement,
     FactorsStatement,
     IssuerKey,
+    PricesStatement,
     SignedStatement,
     decode_statement,
     sum_records,
@@ -64,7 +65,7 @@ class Prepared:
     leaf_hash: bytes
     records: PreparedRecords | None
     document: tuple[str, bytes] | None
-    """Digest and canonical body of the deployment or factor set that the statement publishes."""
+    """Digest and canonical body of the deployment, factor set or price book that the statement publishes."""
     own: bool = False
     """Signed by the log itself, just now."""
 
@@ -119,6 +120,8 @@ def prepare_statement(
         document = (document_digest(payload.deployment), encode_canonical(payload.deployment))
     elif isinstance(payload, FactorsStatement):
         document = (document_digest(payload.factors), encode_canonical(payload.factors))
+    elif isinstance(payload, PricesStatement):
+        document = (document_digest(payload.prices), encode_canonical(payload.prices))
     elif isinstance(payload, IssuerKey):
         raise RefusedError(
             "key statements are made by the log itself",

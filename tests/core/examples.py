@@ -22,6 +22,7 @@ from tests.build import (
     Issuer,
     make_deployment,
     make_factor_set,
+    make_price_book,
     make_records,
     make_uuid7,
 )
@@ -31,6 +32,7 @@ KINDS = [
     "batch",
     "deployment",
     "factors",
+    "prices",
     "evaluation",
     "correction",
     "heartbeat",
@@ -64,6 +66,7 @@ def payload_of(kind: str, **changes: Any) -> s.Payload:
     made: dict[str, tuple[Any, dict[str, Any]]] = {
         "deployment": (s.DeploymentStatement, {"deployment": make_deployment()}),
         "factors": (s.FactorsStatement, {"factors": make_factor_set()}),
+        "prices": (s.PricesStatement, {"prices": make_price_book()}),
         "evaluation": (
             s.Evaluation,
             {"evaluator": "someone", "metrics": {"bleu": Quality(value=3, scale=1)}, "record": uuid},

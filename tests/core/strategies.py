@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ledger.core import statements as s
 from ledger.core.canonical import MAX_SAFE_INTEGER
+from ledger.core.price_books import PriceBook, Rate, rate_key
 from ledger.core.records import (
     Adapter,
     Commitment,
@@ -161,6 +162,34 @@ factor_sets = build(
     sources=st.lists(factor_sources, min_size=1, max_size=3).map(tuple),
 )
 
+rates = build(
+    Rate,
+    {
+        "cached_input_nano_per_mtok": amounts,
+        "cache_write_nano_per_mtok": amounts,
+        "reasoning_nano_per_mtok": amounts,
+        "request_nano": amounts,
+        "provider": names,
+        "region": slugs,
+        "tier": slugs,
+        "above_input_tokens": amounts.filter(bool),
+    },
+    model=names.filter(lambda name: "*" not in name),
+    input_nano_per_mtok=amounts,
+    output_nano_per_mtok=amounts,
+)
+price_books = build(
+    PriceBook,
+    {"valid_from_us": st.integers(0, 2**52), "valid_until_us": st.integers(2**52 + 1, MAX_SAFE_INTEGER)},
+    name=names,
+    version=names,
+    currency=st.sampled_from(["EUR", "USD"]),
+    source=texts,
+    rates=st.lists(rates, min_size=1, max_size=3, unique_by=rate_key).map(
+        lambda each: tuple(sorted(each, key=rate_key))
+    ),
+)
+
 # --- statements ------------------------------------------------------------------------------------------
 
 totals = build(
@@ -203,6 +232,7 @@ def _ordered_times(payload: s.Batch) -> bool:
 
 batches = statement_of(
     s.Batch,
+    {"prices": _digests.filter(len), "unattributed_uj": amounts},
     count=st.integers(1, s.MAX_BATCH_RECORDS),
     root=hex32,
     first_us=st.integers(0, 2**52),
@@ -253,6 +283,7 @@ payloads = st.one_of(
     batches,
     statement_of(s.DeploymentStatement, deployment=deployments),
     statement_of(s.FactorsStatement, factors=factor_sets),
+    statement_of(s.PricesStatement, prices=price_books),
     evaluations,
     corrections,
     statement_of(s.Heartbeat, dropped=amounts),

@@ -14,7 +14,7 @@ from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.keys import ED25519, EDDSA, ES256, ML_DSA_44
 from ledger.core.merkle import leaf_hash
 from ledger.core.records import Energy, Usage, document_digest
-from tests.build import ISSUER, make_deployment, make_factor_set, make_record, make_records
+from tests.build import ISSUER, make_deployment, make_factor_set, make_price_book, make_record, make_records
 from tests.core import strategies
 from tests.core.examples import ALGORITHMS, HEX, KINDS, key_of, logged, payload_of, statement_of
 
@@ -81,6 +81,7 @@ def test_any_valid_payload_comes_back(payload):
     [
         ("deployment", f"tallystick:deployment:{document_digest(make_deployment())}"),
         ("factors", f"tallystick:factors:{document_digest(make_factor_set())}"),
+        ("prices", f"tallystick:prices:{document_digest(make_price_book())}"),
         ("heartbeat", "tallystick:heartbeat:1"),
         ("acknowledgement", f"tallystick:statement:{HEX}"),
         ("erasure", f"tallystick:statement:{HEX}"),
@@ -300,6 +301,13 @@ INCONSISTENT = {
     "batch deployments doubled": ("batch", {"deployments": (HEX, HEX)}),
     "batch deployments not hex": ("batch", {"deployments": (HEX[:-1] + "\n",)}),
     "batch factors unsorted": ("batch", {"factors": ("cd" * 32, HEX)}),
+    "batch prices unsorted": ("batch", {"prices": ("cd" * 32, HEX)}),
+    "batch prices empty": ("batch", {"prices": ()}),
+    "batch prices not hex": ("batch", {"prices": ("g" * 64,)}),
+    "prices of a period turned around": (
+        "prices",
+        {"prices": make_price_book(valid_from_us=5, valid_until_us=5)},
+    ),
     "batch times turned around": ("batch", {"first_us": 6, "last_us": 5}),
     "batch too many documents": ("batch", {"factors": tuple(f"{n:064x}" for n in range(257))}),
     "evaluation of nothing": ("evaluation", {"record": UNSET}),
@@ -355,6 +363,7 @@ def test_inconsistent_payloads_are_neither_signed_nor_read(kind, changes):
     assert caught.value.code in {
         "schema",
         "malformed-statement",
+        "bad-price-book",
         "bad-key",
         "malformed-cbor",
         "bad-issuer-name",

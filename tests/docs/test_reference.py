@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ledger.core import export_layout, records, statements
+from ledger.core import export_layout, price_books, records, statements
 from ledger.core.keys import generate_key
 from ledger.export.reports import document, inputs
 from ledger.service import create_app
@@ -65,7 +65,7 @@ def structs_of(module: Any) -> list[type[msgspec.Struct]]:
 @pytest.mark.parametrize(
     ("name", "struct"),
     [
-        *(("formats.md", each) for module in (records, statements) for each in structs_of(module)),
+        *(("formats.md", each) for module in (records, price_books, statements) for each in structs_of(module)),
         *(("exports.md", each) for each in structs_of(export_layout)),
         *(("reports.md", each) for module in (document, inputs) for each in structs_of(module)),
     ],

@@ -27,6 +27,7 @@ from ledger.core.statements import (
     Batch,
     DeploymentStatement,
     FactorsStatement,
+    PricesStatement,
     SignedStatement,
     decode_statement,
     sum_records,
@@ -228,6 +229,7 @@ class LedgerDouble:
             assert sum_records(decoded) == payload.totals
             assert {r.deployment for r in decoded} == set(payload.deployments) <= self.documents
             assert set(payload.factors) <= self.documents
+            assert set(payload.prices or ()) <= self.documents
             for record in decoded:
                 if record.id in self.records:
                     raise RefusedError(f"record {record.id} came twice", code="duplicate-record")
@@ -236,6 +238,8 @@ class LedgerDouble:
             self.documents.add(document_digest(payload.deployment))
         elif isinstance(payload, FactorsStatement):
             self.documents.add(document_digest(payload.factors))
+        elif isinstance(payload, PricesStatement):
+            self.documents.add(document_digest(payload.prices))
         self.heads[statement.issuer] = head
         self.statements.append(statement)
         self.leaves.append(leaf)

@@ -17,12 +17,13 @@ import cbor2
 import msgspec
 import rfc8785
 
-from ledger.core import commitments, cose, keys, merkle, receipts, records
+from ledger.core import commitments, cose, keys, merkle, price_books, receipts, records
 from ledger.core import statements as s
 from ledger.core.canonical import decode_canonical, encode_canonical
 from ledger.core.errors import TallystickError
 from ledger.core.keys import PublicKey
-from tests.build import ISSUER, make_deployment, make_factor_set, make_records
+from ledger.schemas.vector_log import sample_prices
+from tests.build import ISSUER, make_deployment, make_factor_set, make_price_book, make_records
 from tests.core.examples import ALGORITHMS, KINDS, SUBJECT, key_of, logged, payload_of, statement_of
 
 __all__ = ["SEEDS", "TARGETS", "outcome_of"]
@@ -205,6 +206,12 @@ def _factor_set(data: bytes) -> None:
 
 
 @_target
+def _price_book(data: bytes) -> None:
+    book = price_books.decode_price_book(data)
+    assert encode_canonical(book) == data == rfc8785.dumps(json.loads(data))
+
+
+@_target
 def _any_json(data: bytes) -> None:
     """JSON without a schema: what is accepted must have one spelling, whatever it holds."""
     value = decode_canonical(data, _ANYTHING)
@@ -276,6 +283,7 @@ TARGETS: dict[str, Callable[[bytes], str | None]] = {
     "issuer_key": _issuer_key,
     "opened_chunk": _opened_chunk,
     "opening": _opening,
+    "price_book": _price_book,
     "public_pem": _public_pem,
     "receipt": _receipt,
     "receipt_proof": _receipt_proof,
@@ -311,6 +319,7 @@ SEEDS: dict[str, list[bytes]] = {
     "issuer_key": _COSE_KEYS,
     "opened_chunk": [_pack_chunk(each) for each in _SHOWN],
     "opening": [b"\x00" + _SALT + _WHOLE.content],
+    "price_book": [encode_canonical(make_price_book()), encode_canonical(sample_prices())],
     "public_pem": [key.to_pem() for key in _KEYS.values()],
     "receipt": sorted(_RECEIPTS),
     "receipt_proof": [cbor2.loads(place.receipt).value[1][cose.VDP][-1][0] for place in _LOGGED.values()],

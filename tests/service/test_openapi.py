@@ -23,7 +23,9 @@ EXPECTED = {
     ("GET", "/records/{record_id}/proof"), ("GET", "/rollups"), ("GET", "/issuers"), ("POST", "/issuers"),
     ("GET", "/issuers/{issuer}/keys"), ("POST", "/issuers/{issuer}/keys/{kid}/revoke"),
     ("GET", "/deployments"), ("GET", "/deployments/{digest}"), ("GET", "/factors"),
-    ("GET", "/factors/{digest}"), ("GET", "/problems"), ("GET", "/problems/{code}"), ("GET", "/healthz"),
+    ("GET", "/factors/{digest}"),
+    ("GET", "/prices"),
+    ("GET", "/prices/{digest}"), ("GET", "/problems"), ("GET", "/problems/{code}"), ("GET", "/healthz"),
     ("GET", "/metrics"),
 }  # fmt: skip
 

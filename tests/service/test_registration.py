@@ -19,7 +19,7 @@ from ledger.core.checkpoint import open_checkpoint
 from ledger.core.note import parse_vkey
 from ledger.service import create_api_key, create_app
 from ledger.store import queries
-from tests.build import Issuer, Ledger, batch_body, make_factor_set, make_records
+from tests.build import Issuer, Ledger, batch_body, make_factor_set, make_price_book, make_records
 from tests.service.conftest import BATCH, COSE, Harness
 
 
@@ -118,6 +118,7 @@ def test_statements_of_every_other_kind(harness: Harness) -> None:
     leaf = batch.statement.leaf_hash.hex()
     payloads = [
         st.FactorsStatement(factors=make_factor_set(), **issuer.chain()),
+        lambda: st.PricesStatement(prices=make_price_book(), **issuer.chain()),
         lambda: st.Heartbeat(dropped=2, **issuer.chain()),
         lambda: st.Evaluation(
             evaluator="judge",

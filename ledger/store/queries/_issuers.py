@@ -100,7 +100,10 @@ def _key_info(row: Any) -> KeyInfo:
 
 
 def documents(connection: Connection, kind: str, *, digest: str | None = None) -> list[Any]:
-    """Deployments (``deployment``) or factor sets (``factors``), in log order; or the one with ``digest``."""
+    """Deployments (``deployment``), factor sets (``factors``) or price books (``prices``), in log order.
+
+    With ``digest``, the one that has it.
+    """
     rows = table(Document)
     query = select(rows).where(rows.c.kind == kind).order_by(rows.c.leaf_index)
     if digest is not None:
