@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ledger.audit.sources import Leaf, Row, StoredColumns
-from ledger.audit.tables import COLUMNS, KEYS, SCHEMA_REVISIONS
+from ledger.audit.tables import COLUMNS, KEYS, NO_EVIDENCE, SCHEMA_REVISIONS
 from ledger.core.errors import InvalidError, UnavailableError
 
 __all__ = ["PostgresSource", "SqliteSource"]
@@ -86,7 +86,7 @@ class _DatabaseSource:
     def unexpected(self) -> Iterator[str]:
         """Tables that this auditor does not know, and a schema of another or no version."""
         names = {name for (name,) in self._tables()}
-        yield from sorted(f"table {name}" for name in names - COLUMNS.keys() - {_VERSION_TABLE})
+        yield from sorted(f"table {name}" for name in names - COLUMNS.keys() - NO_EVIDENCE - {_VERSION_TABLE})
         yield from self._odd_schema()
         if _VERSION_TABLE in names:
             revisions = [str(row[0]) for row in self._stream("SELECT version_num FROM alembic_version")]

@@ -24,6 +24,11 @@ __all__ = [
     "ROLLUP_SUMS",
     "ApiKey",
     "BatchSlice",
+    "BudgetAlertRow",
+    "BudgetHead",
+    "BudgetReservation",
+    "BudgetRow",
+    "BudgetUse",
     "CheckpointRow",
     "Document",
     "Issuer",
@@ -231,6 +236,88 @@ class ApiKey(SQLModel, table=True):
     created_s: int = _big(nullable=False)
     revoked_s: int | None = _big(nullable=True)
     check_sha256: bytes = _blob(nullable=False)
+
+
+class BudgetRow(SQLModel, table=True):
+    """A budget. ``amount`` is its limit, in decimal digits: sums may pass 64 bits.
+
+    ``alerts`` are percentages, a space between them. ``refuse`` is 1 where more is refused at the limit.
+    """
+
+    __tablename__ = "budget"
+
+    name: str = Field(primary_key=True)
+    measure: str
+    currency: str | None = Field(default=None)
+    amount: str
+    period: str
+    tenant: str | None = Field(default=None)
+    model: str | None = Field(default=None)
+    alerts: str
+    refuse: int
+    created_s: int = _big(nullable=False)
+
+
+class BudgetHead(SQLModel, table=True):
+    """How far the log was counted for the budgets: one row. Who counts or reserves locks it."""
+
+    __tablename__ = "budget_head"
+
+    id: int = Field(primary_key=True)
+    next_leaf: int = _big(nullable=False)
+
+
+class BudgetUse(SQLModel, table=True):
+    """What was used of a budget by one tenant within one bucket of time, and what is reserved there.
+
+    ``used`` is over ``known`` records with ``tokens`` tokens; ``unknown`` records do not tell the figure.
+    Amounts are decimal digits.
+    """
+
+    __tablename__ = "budget_use"
+    __table_args__ = {"sqlite_with_rowid": False}
+
+    budget: str = Field(primary_key=True)
+    tenant: str = Field(primary_key=True)
+    bucket_s: int = _big(primary_key=True)
+    used: str
+    reserved: str
+    tokens: str
+    known: int = _big(nullable=False)
+    unknown: int = _big(nullable=False)
+
+
+class BudgetReservation(SQLModel, table=True):
+    """What one request that runs may use, until its record is logged, it is released, or it expires.
+
+    ``shares`` is a JSON array of [budget, tenant, bucket, amount].
+    """
+
+    __tablename__ = "budget_reservation"
+    __table_args__ = (Index("ix_budget_reservation_expires_s", "expires_s"),)
+
+    id: bytes = _blob(primary_key=True)
+    expires_s: int = _big(nullable=False)
+    shares: str
+
+
+class BudgetAlertRow(SQLModel, table=True):
+    """That use reached a percentage of a limit, and which record did it; percent 0: a request was refused.
+
+    ``told_s`` is when the webhook took it.
+    """
+
+    __tablename__ = "budget_alert"
+
+    budget: str = Field(primary_key=True)
+    tenant: str = Field(primary_key=True)
+    period_s: int = _big(primary_key=True)
+    percent: int = Field(primary_key=True)
+    record: bytes = _blob(nullable=False)
+    used: str
+    amount: str
+    at_s: int = _big(nullable=False)
+    told_s: int | None = _big(nullable=True)
 
 
 def table(model: Any) -> Any:
