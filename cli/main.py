@@ -10,8 +10,10 @@ from cli import (
     api_keys,
     audit,
     completeness,
+    correction,
     demo,
     doctor,
+    evaluation,
     export,
     factors,
     init,
@@ -89,6 +91,8 @@ app.add_typer(records.app, name="records")
 app.add_typer(receipts.app, name="receipt")
 app.add_typer(spool.app, name="spool")
 app.add_typer(factors.app, name="factors")
+app.add_typer(evaluation.app, name="evaluation")
+app.add_typer(correction.app, name="correction")
 app.add_typer(export.app, name="export")
 app.add_typer(reports.app, name="report")
 command(app, *audit.EXAMPLES)(audit.audit)

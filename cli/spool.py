@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ledger.emit.client import Client
     from ledger.emit.sender import LogIdentity
 
-__all__ = ["LedgerUrl", "LogKey", "SpoolDirectory", "app", "chosen_spool"]
+__all__ = ["LedgerUrl", "LogKey", "SpoolDirectory", "Timeout", "app", "chosen_spool", "open_client"]
 
 app = typer.Typer(
     help="Look at a recorder's spool, send it, restore it, change its key.", no_args_is_help=True
@@ -233,7 +233,7 @@ def flush(
 
     where = chosen_spool(directory)
     spool = open_existing(where)
-    client, log = _ledger(url, log_key, api_key_file)
+    client, log = open_client(url, log_key, api_key_file)
     with progress("sending statements") as report:
         done = flush_spool(
             spool,
@@ -287,7 +287,7 @@ def restore(
     from ledger.keyfiles import load_private_key
 
     where = chosen_spool(directory)
-    client, log = _ledger(url, log_key, api_key_file)
+    client, log = open_client(url, log_key, api_key_file)
     if log is None:
         raise InvalidError(
             "the log's key is needed", where="--log-key", remedy="pass the log's vkey file", code="bad-key"
@@ -391,9 +391,10 @@ def chosen_spool(directory: Path | None) -> Path:
     return directory or Path(os.environ.get("TALLYSTICK_SPOOL") or default_spool())
 
 
-def _ledger(
+def open_client(
     url: str | None, log_key: str | None, api_key_file: Path | None
 ) -> tuple[Client, LogIdentity | None]:
+    """The ledger to send to, and the log that it must be, as options or the environment name them."""
     import os
 
     from cli.client import read_api_key

@@ -411,4 +411,16 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "A key cannot be revoked yet: statements that it signed still wait in the spool.",
         "Send them with `tallystick spool flush`, then revoke the key.",
     ),
+    (
+        "bad-evaluation", 422, "Evaluation not sound",
+        "A file of quality metrics has a value that is no exact decimal number, lies outside of the metric's "
+        "known range, or does not say what was evaluated.",
+        "Mend the row that the message names; see the how-to page about evaluations.",
+    ),
+    (
+        "bad-correction", 422, "Correction not sound",
+        "A correction names no reason or figure, has a figure that is no whole number, or does not fit its "
+        "record.",
+        "Mend the row that the message names; see the how-to page about corrections.",
+    ),
 )  # fmt: skip
