@@ -12,6 +12,7 @@ from ledger.export.reports import figures as fig
 from ledger.export.reports.boundary import OWN_PROVIDERS, RULE, Boundary, facility_energy, split
 from ledger.export.reports.document import Figure, Section
 from ledger.export.reports.facts import Facts
+from ledger.export.reports.ghg_protocol import factor_table
 from ledger.export.reports.inputs import Asked, Inputs
 from ledger.export.reports.tables import breakdown, rows_of, stated_words, words_of
 
@@ -25,7 +26,9 @@ _MIX = {"fossil": "37(a)", "nuclear": "37(b)", "renewable": "37(c)(ii)"}
 INPUTS: Mapping[str, Asked] = {
     **OWN_PROVIDERS,
     "total_energy_mwh": Asked(
-        "the undertaking's total energy consumption related to own operations", "MWh", "E1-5, paragraph 37"
+        "the undertaking's total energy consumption related to own operations",
+        "MWh",
+        "E1-5, paragraph 37; AR 32",
     ),
     **{
         f"energy_{source}_share_percent": Asked(
@@ -54,10 +57,14 @@ INPUTS: Mapping[str, Asked] = {
         "the undertaking's net revenue", "million EUR", "E1-6, paragraphs 53 and 54"
     ),
     "net_revenue_line_item": Asked(
-        "the line item or note of the financial statements with that net revenue", None, "E1-6, paragraph 55"
+        "the line item or note of the financial statements with that net revenue",
+        None,
+        "E1-6, paragraph 55; AR 55",
     ),
     "contractual_instruments": Asked(
-        "the contractual instruments behind the market-based figures", None, "E1-6, paragraph 49(b)"
+        "share and types of the contractual instruments behind the market-based figures",
+        None,
+        "E1-6, AR 45(d)",
     ),
 }
 _OWN = "the records of own operation"
@@ -95,6 +102,15 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         _scope_1_and_2(inputs, sides, parts),
         _scope_3(facts, sides),
         _totals(inputs, parts),
+        Section(
+            title="Methods and factors",
+            reference="ESRS E1, E1-6, AR 39(b), AR 45 and AR 46(h)",
+            text=(
+                "Location-based: the grid's average intensity. Market-based: the contracted intensity that "
+                "the factor set states; a record whose set states none is not in it. Both include PUE.",
+            ),
+            tables=(factor_table(facts),),
+        ),
         Section(
             title="Stated with the figures",
             tables=(stated_words(inputs, _words(), name="stated", title="Statements of the undertaking"),),
@@ -215,13 +231,15 @@ def _scope_3(facts: Facts, sides: Boundary) -> Section:
         title="E1-6: Scope 3",
         reference="ESRS E1, Disclosure Requirement E1-6, paragraphs 44(c) and 51",
         text=(
-            "Bought generations are a purchased service: category 1. Embodied emissions of own hardware "
-            "belong to category 2, capital goods; they are shown, and not added to the totals below.",
+            "Bought generations are a purchased service: category 1, in the table of AR 48 in its optional "
+            "sub-category, cloud computing and data centre services. Embodied emissions of own hardware "
+            "belong to category 2, capital goods. Embodied shares are shown, and not added to the totals.",
         ),
         figures=(
             fig.total(
                 sides.bought, fig.CARBON_T, name="scope3_1", over=_BOUGHT, why=none,
-                label="Category 1: use of bought generations", reference="E1-6, paragraph 51",
+                label="Category 1: use of bought generations",
+                reference="E1-6, paragraph 51; AR 51: cloud computing and data centre services",
             ),
             fig.total(
                 sides.bought, fig.EMBODIED_T, name="scope3_1_embodied", over=_BOUGHT, why=none,

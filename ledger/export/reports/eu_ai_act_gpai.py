@@ -25,10 +25,14 @@ STANDARD = (
 )
 _XI = "Annex XI, section 1, point"
 _FORM = "Model Documentation Form"
+_GENERAL = f"{_FORM}: general information"
 _ENERGY = f"{_XI} 2(e); {_FORM}: energy consumption (during training and inference)"
 _COMPUTE = f"{_XI} 2(d); {_FORM}: computational resources (during training)"
 INPUTS: Mapping[str, Asked] = {
-    "model_name": Asked("the model's name and its versions", None, f"{_FORM}: model name"),
+    "provider": Asked("the provider's legal name", None, _GENERAL),
+    "model_name": Asked("the model's name and its versions", None, _GENERAL),
+    "model_dependencies": Asked("the models that it was made from, or none", None, _GENERAL),
+    "union_release": Asked("date of release on the Union market", None, _GENERAL),
     "tasks": Asked("the tasks that the model is to perform, and in which systems", None, f"{_XI} 1(a)"),
     "acceptable_use": Asked("the acceptable use policies", None, f"{_XI} 1(b)"),
     "release": Asked("date of release and methods of distribution", None, f"{_XI} 1(c)"),
@@ -39,7 +43,8 @@ INPUTS: Mapping[str, Asked] = {
     "design": Asked("design specifications and training process", None, f"{_XI} 2(b)"),
     "data": Asked("data for training, testing and validation", None, f"{_XI} 2(c)"),
     "training_time": Asked("training time", None, _COMPUTE),
-    "training_method": Asked("how training computation and energy were measured", None, _COMPUTE),
+    "training_compute_method": Asked("how the computation of training was measured", None, _COMPUTE),
+    "training_energy_method": Asked("how the energy of training was measured", None, _ENERGY),
     "inference_method": Asked(
         "the task and hardware behind the benchmarked computation for inference", None, _ENERGY
     ),
@@ -65,7 +70,9 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             text=(
                 "Annex XI asks for a model's documentation. The log fills in what it recorded: which model "
                 "with which weights generated, on what, and the energy of that. The rest is the provider's.",
-                "Recorded inference is that of the scope, not all inference of the model anywhere.",
+                "Recorded inference is that of the scope, not all inference of the model anywhere. Annex XI "
+                "asks for the energy of the model; the form for the energy of training and, for inference, a "
+                "benchmarked computation: recorded energy of inference answers the annex, not that item.",
             ),
             figures=(
                 fig.count(facts.total(), "records", "Recorded generations", "requests"),
@@ -84,7 +91,7 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         ),
         Section(
             title="Identity of the model as deployed",
-            reference=f"{_FORM}: model name, model authenticity; {_XI} 2(a)",
+            reference=f"{_FORM}: general information (model name, model authenticity); {_XI} 2(a)",
             text=("The weights' digest shows which model it was: whoever has the weights can compute it.",),
             tables=(deployment_table(facts),),
         ),

@@ -22,39 +22,74 @@ __all__ = ["INPUTS", "STANDARD", "TITLE", "build"]
 TITLE = "EU data-centre scheme: indicators and the IT energy behind them"
 STANDARD = "Commission Delegated Regulation (EU) 2024/1364, Annexes I, II and III"
 _ENERGY, _CAPACITY, _TRAFFIC, _INDICATORS = (
-    "Annex II, energy and sustainability indicators",
-    "Annex II, ICT capacity indicators",
-    "Annex II, data traffic indicators",
+    "Annex II, point 1, energy and sustainability indicators",
+    "Annex II, point 2, ICT capacity indicators",
+    "Annex II, point 3, data traffic indicators",
     "Annex III, data centre sustainability indicators",
 )
+
+
+def _asked(annex_point: str, what: str, unit: str | None = None) -> Asked:
+    return Asked(what, unit, f"Annex {annex_point}")
+
+
 INPUTS: Mapping[str, Asked] = {
-    "data_centre": Asked("the data centre's name and location", None, "Annex I"),
-    "operator": Asked("the data centre's owner and operator, with contact details", None, "Annex I"),
-    "year": Asked("the calendar year reported on", None, "Annex I"),
-    "pd_it_kw": Asked("PD_IT, installed information technology power demand", "kW", _ENERGY),
-    "s_dc_m2": Asked("S_DC, data centre total floor area", "m2", _ENERGY),
-    "s_cr_m2": Asked("S_CR, data centre computer room floor area", "m2", _ENERGY),
-    "e_dc_kwh": Asked("E_DC, total energy consumption of the data centre", "kWh", _ENERGY),
-    "e_dc_bg_kwh": Asked("E_DC-BG, total energy consumption from backup generators", "kWh", _ENERGY),
-    "e_it_kwh": Asked("E_IT, total energy consumption of information technology equipment", "kWh", _ENERGY),
-    "w_in_m3": Asked("W_IN, total water input", "m3", _ENERGY),
-    "w_in_pot_m3": Asked("W_IN-POT, total potable water input", "m3", _ENERGY),
-    "e_reuse_kwh": Asked("E_REUSE, waste heat reused", "kWh", _ENERGY),
-    "t_wh_celsius": Asked("T_WH, average waste heat temperature", "°C", _ENERGY),
-    "t_in_celsius": Asked("T_IN, average setpoint intake air temperature of IT equipment", "°C", _ENERGY),
-    "cdd_degree_days": Asked("CDD, cooling degree days", "degree-days", _ENERGY),
-    "e_res_tot_kwh": Asked("E_RES-TOT, total renewable energy consumption", "kWh", _ENERGY),
-    "e_res_goo_kwh": Asked("E_RES-GOO, renewable energy by guarantees of origin", "kWh", _ENERGY),
-    "e_res_ppa_kwh": Asked("E_RES-PPA, renewable energy by power purchase agreements", "kWh", _ENERGY),
-    "e_res_os_kwh": Asked("E_RES-OS, renewable energy from on-site generation", "kWh", _ENERGY),
-    "c_serv": Asked("C_SERV, ICT capacity for servers", "SERT active state", _CAPACITY),
-    "c_stor_pb": Asked("C_STOR, ICT capacity for storage equipment", "PB", _CAPACITY),
-    "b_in_gbps": Asked("B_IN, incoming traffic bandwidth", "Gbit/s", _TRAFFIC),
-    "b_out_gbps": Asked("B_OUT, outgoing traffic bandwidth", "Gbit/s", _TRAFFIC),
-    "t_in_eb": Asked("T_IN, incoming data traffic", "EB", _TRAFFIC),
-    "t_out_eb": Asked("T_OUT, outgoing data traffic", "EB", _TRAFFIC),
+    "data_centre": _asked("I, point 1(a)", "the data centre's name"),
+    "operator": _asked("I, point 1(b)", "the data centre's owner and operator, with contact details"),
+    "location_lau": _asked("I, point 1(c)", "the location: its Local Administrative Unit code (LAU)"),
+    "type": _asked(
+        "I, point 1(d)",
+        "the type: enterprise, colocation or co-hosting; structure or group of structures",
+    ),
+    "entry_into_operation": _asked("I, point 1(e)", "year and month of entry into operation"),
+    "electrical_redundancy": _asked(
+        "I, point 2(a)", "electrical infrastructure redundancy at high voltage, line-up and rack level"
+    ),
+    "cooling_redundancy": _asked("I, point 2(b)", "cooling infrastructure redundancy at room and rack level"),
+    "year": Asked("the calendar year reported on", None, "Article 3(1)"),
+    "pd_it_metric": _asked("II, point 1(a)", "whether PD_IT is the installed or the rated power demand"),
+    "grid_functions": _asked(
+        "II, point 1(f)", "functions that the data centre provides to the electrical grid"
+    ),
+    "wue_category": _asked("II, point 1(h)", "the WUE category (EN 50600-4-9) by which W_IN was measured"),
+    "refrigerants": _asked("II, point 1(m)", "types of refrigerants"),
+    "pd_it_kw": _asked("II, point 1(a)", "PD_IT, installed information technology power demand", "kW"),
+    "s_dc_m2": _asked("II, point 1(b)", "S_DC, data centre total floor area", "m2"),
+    "s_cr_m2": _asked("II, point 1(c)", "S_CR, data centre computer room floor area", "m2"),
+    "e_dc_kwh": _asked("II, point 1(d)", "E_DC, total energy consumption", "kWh"),
+    "e_dc_bg_kwh": _asked("II, point 1(d)", "E_DC-BG, the part of E_DC from back-up generators", "kWh"),
+    "e_it_kwh": _asked(
+        "II, point 1(e)", "E_IT, total energy consumption of information technology equipment", "kWh"
+    ),
+    "c_btg_kw": _asked("II, point 1(g)", "C_BtG, average battery capacity offered to the grid", "kW"),
+    "w_in_m3": _asked("II, point 1(h)", "W_IN, total water input", "m3"),
+    "w_in_pot_m3": _asked("II, point 1(i)", "W_IN-POT, total potable water input", "m3"),
+    "e_reuse_kwh": _asked("II, point 1(j)", "E_REUSE, waste heat reused", "kWh"),
+    "t_wh_celsius": _asked("II, point 1(k)", "T_WH, average waste heat temperature", "°C"),
+    "t_in_celsius": _asked(
+        "II, point 1(l)",
+        "T_IN, average setpoint intake air temperature of information technology equipment",
+        "°C",
+    ),
+    "cdd_degree_days": _asked("II, point 1(n)", "CDD, cooling degree days (base 21 °C)", "degree-days"),
+    "e_res_tot_kwh": _asked("II, point 1(o)", "E_RES-TOT, total renewable energy consumption", "kWh"),
+    "e_res_goo_kwh": _asked("II, point 1(p)", "E_RES-GOO, of which from guarantees of origin", "kWh"),
+    "e_res_ppa_kwh": _asked("II, point 1(q)", "E_RES-PPA, of which from power purchasing agreements", "kWh"),
+    "e_res_os_kwh": _asked("II, point 1(r)", "E_RES-OS, of which from on-site renewables", "kWh"),
+    "c_serv": _asked("II, point 2(a)", "C_SERV, ICT capacity for servers", "SERT active state performance"),
+    "c_serv_area_percent": _asked(
+        "II, point 2(a)", "the share of the computer room floor area that C_SERV covers", "%"
+    ),
+    "c_stor_pb": _asked("II, point 2(b)", "C_STOR, ICT capacity for storage equipment", "PB"),
+    "c_stor_area_percent": _asked(
+        "II, point 2(b)", "the share of the computer room floor area that C_STOR covers", "%"
+    ),
+    "b_in_gb_per_s": _asked("II, point 3(a)", "B_IN, incoming traffic bandwidth", "GB/s"),
+    "b_out_gb_per_s": _asked("II, point 3(b)", "B_OUT, outgoing traffic bandwidth", "GB/s"),
+    "t_in_eb": _asked("II, point 3(c)", "T_IN, incoming data traffic", "EB"),
+    "t_out_eb": _asked("II, point 3(d)", "T_OUT, outgoing data traffic", "EB"),
 }
-_LITRES_PER_M3 = 1000
+_KWH_PER_MWH = 1000
 
 
 def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
@@ -66,10 +101,9 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         if asked.unit is not None
     }
 
-    def listed(annex: str) -> tuple[Figure, ...]:
-        return tuple(
-            stated[name][0] for name, asked in INPUTS.items() if asked.reference == annex and name in stated
-        )
+    def listed(point: str) -> tuple[Figure, ...]:
+        asked = (name for name, each in INPUTS.items() if each.reference.startswith(point))
+        return tuple(stated[name][0] for name in asked if name in stated)
 
     amounts = {name: amount for name, (_, amount) in stated.items()}
     return (
@@ -85,9 +119,13 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         ),
         _indicators(amounts),
         _recorded(facts, amounts),
-        Section(title="Energy and sustainability", reference=_ENERGY, figures=listed(_ENERGY)),
-        Section(title="ICT capacity", reference=_CAPACITY, figures=listed(_CAPACITY)),
-        Section(title="Data traffic", reference=_TRAFFIC, figures=listed(_TRAFFIC)),
+        Section(
+            title="Energy and sustainability",
+            reference=_ENERGY,
+            figures=(*listed("Annex II, point 1("), _renewable(amounts)),
+        ),
+        Section(title="ICT capacity", reference=_CAPACITY, figures=listed("Annex II, point 2(")),
+        Section(title="Data traffic", reference=_TRAFFIC, figures=listed("Annex II, point 3(")),
     )
 
 
@@ -114,11 +152,26 @@ def _indicators(amounts: Mapping[str, Fraction | None]) -> Section:
         figures=(
             ratio("pue", "PUE, power usage effectiveness", "e_dc_kwh", "e_it_kwh", "ratio", "a"),
             ratio(
-                "wue", "WUE, water usage effectiveness", "w_in_m3", "e_it_kwh", "l/kWh", "b", _LITRES_PER_M3
+                "wue", "WUE, water usage effectiveness", "w_in_m3", "e_it_kwh", "m3/MWh", "b", _KWH_PER_MWH
             ),
             ratio("erf", "ERF, energy reuse factor", "e_reuse_kwh", "e_dc_kwh", "ratio", "c"),
             ratio("ref", "REF, renewable energy factor", "e_res_tot_kwh", "e_dc_kwh", "ratio", "d"),
         ),
+    )
+
+
+def _renewable(amounts: Mapping[str, Fraction | None]) -> Figure:
+    """What E_RES-TOT must equal: a reader sees at once if it does not."""
+    parts = [amounts[f"e_res_{source}_kwh"] for source in ("goo", "ppa", "os")]
+    known = [part for part in parts if part is not None]
+    return fig.stated(
+        "e_res_sum",
+        "Sum of E_RES-GOO, E_RES-PPA and E_RES-OS, which is E_RES-TOT",
+        "kWh",
+        sum(known, Fraction(0)) if len(known) == len(parts) else None,
+        derivation="inputs: e_res_goo_kwh + e_res_ppa_kwh + e_res_os_kwh",
+        why="one of its parts is not stated",
+        reference="Annex II, point 1(o)",
     )
 
 
@@ -131,10 +184,10 @@ def _recorded(facts: Facts, amounts: Mapping[str, Fraction | None]) -> Section:
     pue = None if overhead is None else _with_factors(facts)
     return Section(
         title="The recorded IT energy",
-        reference="Annex II: a part of E_IT",
+        reference="Annex II, point 1(e): a part of E_IT",
         text=(
-            "Energy of the IT equipment that generated the recorded tokens. E_IT is measured at the outputs "
-            "of the uninterruptible power supplies and covers all equipment; the log, what is recorded.",
+            "Energy of the IT equipment that generated the recorded tokens. E_IT is measured at every "
+            "uninterruptible power system and covers all IT equipment; the log, what is recorded.",
         ),
         figures=(
             fig.total(row, fig.ENERGY_KWH, name="e_it_recorded", label="IT energy of recorded inference"),
@@ -147,7 +200,7 @@ def _recorded(facts: Facts, amounts: Mapping[str, Fraction | None]) -> Section:
                 why="e_it_kwh is not stated, or no record states energy"
                 if one
                 else f"the scope has records of {len(sites)} sites: choose one with --where site=...",
-                reference="Annex II: E_IT",
+                reference="Annex II, point 1(e)",
             ),
             fig.derived(
                 "pue_of_factors",

@@ -24,14 +24,18 @@ _T = "t CO2e"
 _SCOPE_1, _SCOPE_2, _SCOPE_3 = (f"{_CODE}(b)({n})" for n in (3, 4, 5))
 INPUTS: Mapping[str, Asked] = {
     **OWN_PROVIDERS,
-    "reporting_entity": Asked("the reporting entity's legal name and jurisdiction", None, f"{_CODE}(b)(2)"),
-    "fiscal_year": Asked("the fiscal year reported on", None, f"{_CODE}(c)"),
+    "reporting_entity": Asked(
+        "the reporting entity's legal name, other names used and jurisdiction",
+        None,
+        f"{_CODE}(b)(2) and (c)(2)(C)",
+    ),
+    "fiscal_year": Asked("the fiscal year reported on", None, f"{_CODE}(c)(2)(A)"),
     "consolidation_approach": Asked(
         "the consolidation approach: equity share, financial control or operational control",
         None,
         "GHG Protocol Corporate Standard, chapter 3",
     ),
-    "assurance": Asked("the assurance provider and its level of assurance", None, f"{_CODE}(c)"),
+    "assurance": Asked("the assurance provider and its level of assurance", None, f"{_CODE}(c)(2)(F)"),
     "scope1_t": Asked("the entity's Scope 1 emissions", _T, _SCOPE_1),
     "other_scope2_location_t": Asked(
         "location-based Scope 2 emissions besides the recorded generations", _T, _SCOPE_2
@@ -56,7 +60,8 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
                 "Standard, as the section requires, wherever in the world they arise.",
                 RULE,
                 "The recorded generations are a part of the entity's emissions; the rest is as the inputs "
-                "file states it. Scope 3 is due from 2027, Scopes 1 and 2 from 2026.",
+                "file states it. Scopes 1 and 2 are due from 2026 (in the first year by 10 August, by the Air "
+                "Resources Board's regulation), Scope 3 from 2027.",
             ),
             figures=(fig.count(facts.total(), "records", "Recorded generations", "requests"),),
             tables=(stated_words(inputs, words, name="stated", title="Statements of the entity"),),
@@ -71,7 +76,7 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         _scope_3(inputs, sides),
         Section(
             title="Factors and quality of data",
-            reference=f"{_CODE}(c)",
+            reference=f"{_CODE}(c)(2)",
             tables=(
                 factor_table(facts),
                 breakdown(
