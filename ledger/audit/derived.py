@@ -116,7 +116,8 @@ class DerivedAudit:
         """API keys follow from no statement: they carry a digest over themselves."""
         for row in self._source.rows("api_key"):
             self._findings.counts.rows += 1
-            *values, digest = row
+            *values, tenant, digest = row
+            values += [] if tenant is None else [tenant]
             lines = ["" if v is None else v.hex() if isinstance(v, bytes) else str(v) for v in values]
             right = sha256("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")).digest()
             if not same(digest, right):

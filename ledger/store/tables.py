@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from ledger.store import trust_tables  # noqa: F401 - one import registers all tables
+
 __all__ = [
     "PLACES_PER_LEAF",
     "ROLLUP_SUMS",
@@ -225,7 +227,10 @@ class Document(SQLModel, table=True):
 
 
 class ApiKey(SQLModel, table=True):
-    """An API key. The token is not stored, only its SHA-256. ``check_sha256`` is over the other columns."""
+    """An API key. The token is not stored, only its SHA-256. ``check_sha256`` is over the other columns.
+
+    A key with a tenant sees and logs that tenant's records alone.
+    """
 
     __tablename__ = "api_key"
 
@@ -236,6 +241,7 @@ class ApiKey(SQLModel, table=True):
     created_s: int = _big(nullable=False)
     revoked_s: int | None = _big(nullable=True)
     check_sha256: bytes = _blob(nullable=False)
+    tenant: str | None = Field(default=None)
 
 
 class BudgetRow(SQLModel, table=True):
