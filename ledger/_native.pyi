@@ -47,6 +47,9 @@ def unmatched(
 def commit(kind: bytes, unit: int, content: bytes, salt: bytes, /) -> bytes | None:
     """The digest that commits to ``content``, which counts as ``len(content) // unit``."""
 
+def commit_tokens(key: bytes, info: bytes, tokens: Iterable[int], /) -> str | None:
+    """The digest, in hexadecimal, over the ids of a list or tuple under the salt ``hmac(key, info)``."""
+
 def hmac(key: bytes, message: bytes, /) -> bytes | None:
     """HMAC-SHA256."""
 

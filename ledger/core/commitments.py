@@ -34,6 +34,7 @@ __all__ = [
     "CHUNK_TOKENS",
     "ChunkOpening",
     "Opening",
+    "commit_record_tokens",
     "commit_request",
     "commit_text",
     "commit_tokens",
@@ -50,7 +51,7 @@ _SALT_BYTES = 32
 _MAX_TOKEN = 2**32 - 1
 _CHUNK_TAG = b"tallystick chunk v1"
 _DIGEST_TAG = b"tallystick commitment v1"
-_SALT_TAG = b"tallystick salt v1"
+_SALT_TAG = "tallystick salt v1"
 _KINDS = {"tokens": b"t", "text": b"x"}
 _index = struct.Struct("<Q").pack
 
@@ -85,7 +86,11 @@ def tenant_key(issuer_secret: bytes, tenant_secret: bytes) -> bytes:
 
 def record_salt(key: bytes, record_id: str, purpose: str) -> bytes:
     """HKDF-Expand to the 32-byte salt of one record's ``purpose`` (``input``, ``output``, ``request``)."""
-    return _hmac(key, _SALT_TAG + record_id.encode() + b"/" + purpose.encode() + b"\x01")
+    return _hmac(key, _salt_info(record_id, purpose))
+
+
+def _salt_info(record_id: str, purpose: str) -> bytes:
+    return f"{_SALT_TAG}{record_id}/{purpose}\x01".encode()
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
@@ -112,6 +117,15 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
 def commit_tokens(tokens: Sequence[int], salt: bytes) -> bytes:
     """Digest that commits to ``tokens`` under a secret 32-byte ``salt``."""
     return _digest("tokens", token_bytes(tokens), salt)
+
+
+def commit_record_tokens(tokens: Sequence[int], key: bytes, record_id: str, purpose: str) -> str:
+    """``commit_tokens`` under ``record_salt(key, record_id, purpose)``, in hexadecimal."""
+    if _native is not None:
+        found = _native.commit_tokens(key, _salt_info(record_id, purpose), tokens)
+        if found is not None:
+            return found
+    return commit_tokens(tokens, record_salt(key, record_id, purpose)).hex()
 
 
 def commit_text(text: str, salt: bytes) -> bytes:

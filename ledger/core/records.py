@@ -305,6 +305,22 @@ def decode_record(data: bytes, *, where: str = "record") -> Record:
     return record
 
 
+def as_read(record: Record, line: bytes, *, where: str = "record") -> Record:
+    """``record`` as whoever reads its canonical bytes, ``line``, has it: all values of the stated types.
+
+    Raises:
+        InvalidError: a reader refuses it.
+    """
+    if (
+        _native is not None
+        and type(record.usage) is Usage
+        and (record.energy is UNSET or type(record.energy) is Energy)
+        and _native.is_record(line)
+    ):
+        return record
+    return decode_record(line, where=where)
+
+
 def encode_record_lines(records: list[Record]) -> bytes:
     """Canonical records, each ended by a newline: the form in which records travel beside a statement.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 
 from ledger.core.canonical import encode_canonical
-from ledger.core.commitments import commit_request, commit_text, commit_tokens, record_salt
+from ledger.core.commitments import commit_record_tokens, commit_request, commit_text, record_salt
 from ledger.core.errors import InvalidError
 from ledger.core.records import (
     Commitment,
@@ -24,8 +23,8 @@ from ledger.core.records import (
     Quality,
     Record,
     Usage,
+    as_read,
     decode_deployment,
-    decode_record,
     document_digest,
     encode_record,
 )
@@ -81,8 +80,7 @@ class Report(NamedTuple):
 _TENANT = Report._fields.index("tenant")
 
 
-@dataclass(frozen=True)
-class Composed:
+class Composed(NamedTuple):
     """A record, its canonical bytes, and the documents that its batch needs published."""
 
     record: Record
@@ -199,10 +197,9 @@ class Composer:
             line = encode_record(record)
         except (TypeError, ValueError, OverflowError) as error:  # a value of another type than stated
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
-        # What a reader would refuse must not be signed; reading back also fixes the types of all values.
-        return Composed(
-            decode_record(line, where=report.id), line, deployment, None if carbon is None else factors
-        )
+        # What a reader would refuse must not be signed.
+        record = as_read(record, line, where=report.id)
+        return Composed(record, line, deployment, None if carbon is None else factors)
 
 
 def _steadied(report: Report, began_ns: int, now_us: int) -> Report:
@@ -259,7 +256,7 @@ def _commitment(
     ids: Sequence[int] | None, text: str | None, key: bytes, record_id: str, purpose: str
 ) -> Commitment | UnsetType:
     if ids is not None:
-        return Commitment(digest=commit_tokens(ids, record_salt(key, record_id, purpose)).hex(), of="tokens")
+        return Commitment(digest=commit_record_tokens(ids, key, record_id, purpose), of="tokens")
     if text is not None:
         return Commitment(digest=commit_text(text, record_salt(key, record_id, purpose)).hex(), of="text")
     return UNSET

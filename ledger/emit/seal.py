@@ -83,7 +83,8 @@ class Block:
         if max(sums) > MAX_SAFE_INTEGER:
             return False
         self._sums = sums
-        self._unknown = [at for at in self._unknown if figures[at] is UNSET]
+        if self._unknown:
+            self._unknown = [at for at in self._unknown if figures[at] is UNSET]
         self._size += len(line) + 1
         self.deployments.setdefault(record.deployment, composed.deployment)
         if record.factors is not UNSET and composed.factors is not None:

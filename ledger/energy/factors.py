@@ -14,7 +14,7 @@ does not apply to it; the water of power generation is per kWh that the site buy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
@@ -28,8 +28,7 @@ UJ_PER_KWH = 3_600_000_000_000
 _US_PER_S = 1_000_000
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a record states beside its energy. None is unknown.
 
     ``carbon_low_ng`` and ``carbon_high_ng`` combine the energy's range with the grid's: lowest with lowest,

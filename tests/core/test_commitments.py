@@ -253,3 +253,17 @@ def test_salts_differ_by_tenant_record_and_purpose():
 
 def test_request_commitments_are_hmac():
     assert c.commit_request("req-é", SALT) == hmac.digest(SALT, "req-é".encode(), "sha256")
+
+
+@pytest.mark.parametrize(
+    "tokens", [[], [0], list(range(200)), (7,) * 5000, array.array("I", [1, 2]), range(70), [2**32 - 1]]
+)
+def test_the_commitment_of_a_record_is_that_under_its_salt(tokens):
+    expected = c.commit_tokens(tokens, c.record_salt(SALT, "id", "input")).hex()
+    assert c.commit_record_tokens(tokens, SALT, "id", "input") == expected
+
+
+@pytest.mark.parametrize("tokens", [[-1], [2**32], ["a"], [1.5]])
+def test_a_record_commits_to_no_token_beyond_32_bits(tokens):
+    with pytest.raises(InvalidError, match="32 bits"):
+        c.commit_record_tokens(tokens, SALT, "id", "input")
