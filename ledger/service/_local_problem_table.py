@@ -347,6 +347,31 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "See the message: permissions, space, connection.",
     ),
     (
+        "database-too-old", 400, "Database lacks migrations",
+        "The database's tables are those of an older version.",
+        "Run `tallystick db upgrade`; replicas that run may go on.",
+    ),
+    (
+        "database-too-new", 400, "Database of a newer version",
+        "A newer version of the software migrated the database.",
+        "Run the version that migrated it, as the other replicas do.",
+    ),
+    (
+        "database-busy", 503, "Table in use",
+        "A migration did not get its table in time: exports, audits or statements use it.",
+        "Run it again later. What was migrated before stays.",
+    ),
+    (
+        "standby-database", 503, "Database is a standby",
+        "The database takes nothing and may lag behind its primary.",
+        "Name the primary; several hosts with `target_session_attrs=read-write` in the URL find it.",
+    ),
+    (
+        "not-durable", 503, "Database not durable",
+        "The database server runs without fsync or full_page_writes, so a crash undoes what it acknowledged.",
+        "Set both to on in postgresql.conf.",
+    ),
+    (
         "binary", 400, "Binary output on a terminal",
         "The output is binary and would garble a terminal.",
         "Write it to a file, or pipe it on.",

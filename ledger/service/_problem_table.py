@@ -320,8 +320,9 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "storage-failed", 503, "Storage failed",
-        "The database failed: a full disk, a lost connection. Nothing was registered.",
-        "Send again later; the operator finds the reason in the service's log.",
+        "The database did not confirm: a full disk, a lost connection. Mostly nothing was registered.",
+        "Send again later: what was registered after all gives its receipt. The operator finds the reason in the "
+        "service's log.",
     ),
     (
         "no-log", 500, "No log",
@@ -340,8 +341,8 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "log-rolled-back", 500, "Log rolled back",
-        "The database is older than a checkpoint that was published.",
-        "The operator restores the newest copy.",
+        "The database is older than a checkpoint that was published or a tree that was committed.",
+        "The operator stops all replicas and restores the newest copy.",
     ),
     (
         "fence-lost", 500, "Fence lost",

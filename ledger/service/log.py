@@ -48,9 +48,21 @@ _GZIP_LEVEL = 5
 )
 def get_checkpoint(request: Request) -> Response:
     """The newest tree head that the log signed. Everything it covers is durable and served."""
-    with service_of(request).store.read() as connection:
-        note = queries.log_head(connection).checkpoint
-    return Response(note, headers={"Cache-Control": "no-store"}, media_type="text/plain; charset=utf-8")
+    return Response(
+        _head(service_of(request)).checkpoint,
+        headers={"Cache-Control": "no-store"},
+        media_type="text/plain; charset=utf-8",
+    )
+
+
+def _head(service: Service) -> queries.Head:
+    """The head; never an older one, or one of another history, than this process saw or served before."""
+    seen = service.sequencer.seen
+    at_least = seen.size
+    with service.store.read() as connection:
+        head = queries.log_head(connection)
+        seen.admit(connection, head.size, head.root, at_least=at_least)
+    return head
 
 
 @router.get(
@@ -143,8 +155,7 @@ class LogInfo(BaseModel):
 def get_log(request: Request) -> LogInfo:
     """Name, keys, size and root. For trust, get the verifier key from the operator by another way."""
     service = service_of(request)
-    with service.store.read() as connection:
-        head = queries.log_head(connection)
+    head = _head(service)
     return LogInfo(
         origin=head.origin,
         vkey=service.vkey,

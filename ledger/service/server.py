@@ -19,7 +19,7 @@ from ledger.service.app import create_app
 from ledger.service.protocol import BoundedProtocol
 from ledger.service.settings import ENVIRONMENT_PREFIX, Settings, settings_from_environment
 from ledger.store import open_store
-from ledger.store.engine import is_migrated
+from ledger.store.upgrade import check_revision
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
 
@@ -73,10 +73,7 @@ def serve(
     settings = settings or settings_from_environment(prepare_processes=_prepare_processes())
     store = open_store(database)
     try:
-        if not is_migrated(store):
-            raise InvalidError(
-                "there is no log in this database", remedy="run `tallystick init`", code="no-log"
-            )
+        check_revision(store)
         app = create_app(store, key, settings, published=published)
         server = uvicorn.Server(
             uvicorn.Config(

@@ -46,9 +46,7 @@ def chain_head(connection: Connection, tip: Tip, accepted: Accepted, issuer: str
     return head
 
 
-def accept(
-    connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared, *, claim: bool
-) -> None:
+def accept(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared, *, claim: bool) -> None:
     """Check ``prepared`` against the log's state, and write what only it concerns: ids, key, document.
 
     Args:

@@ -7,7 +7,7 @@ documents, record ids - is read inside the transaction, so that several replicas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sqlalchemy import Connection, select
@@ -15,8 +15,9 @@ from sqlalchemy import Connection, select
 from ledger.core.errors import TallystickError
 from ledger.core.statements import Payload, sign_statement
 from ledger.store import queries
-from ledger.store._accept import Accepted, accept, chain_head
-from ledger.store._tip import Tip
+from ledger.store._accept import Accepted, accept, chain_head, claim_ids
+from ledger.store._sql import run
+from ledger.store._tip import Known, Tip
 from ledger.store._write import Log, Registration, write_group
 from ledger.store.prepare import Prepared, prepare_own
 from ledger.store.tables import StatementRow, table
@@ -44,20 +45,13 @@ def append_group(
     Returns:
         The new tip, an outcome for each item, and the new checkpoint, or None if nothing was added.
     """
-    accepted = Accepted()
-    outcomes: dict[int, Outcome] = {}
-    repeats: dict[int, tuple[int, bytes]] = {}
-    for i, item in enumerate(items):
-        try:
-            prepared = _own(connection, log, tip, accepted, item) if isinstance(item, OwnStatement) else item
-            known = _known_leaf(connection, tip, accepted, prepared)
-            if known is None:
-                accept(connection, tip, accepted, prepared)
-                accepted.slots.append(i)
-            else:
-                repeats[i] = (known, prepared.leaf_hash)
-        except TallystickError as error:
-            outcomes[i] = error
+    run(connection, "SAVEPOINT whole_group")
+    accepted, outcomes, repeats = _sort_out(connection, log, tip, items, claim=False)
+    if not claim_ids(connection, tip, accepted):
+        # Rare: a record's id is in the log already, or twice in the group. Find out whose.
+        run(connection, "ROLLBACK TO SAVEPOINT whole_group")
+        tip = replace(tip, known=Known())  # some of it may have been read of what is undone now
+        accepted, outcomes, repeats = _sort_out(connection, log, tip, items, claim=True)
     checkpoint = None
     if accepted.prepared:
         tip, registrations, checkpoint = write_group(connection, log, tip, accepted, now_s)
@@ -67,6 +61,27 @@ def append_group(
         receipt = queries.receipt_bytes(connection, log.origin, stored)
         outcomes[i] = Registration(leaf_index, leaf, stored.tree_size, receipt, fresh=False)
     return tip, [outcomes[i] for i in range(len(items))], checkpoint
+
+
+def _sort_out(
+    connection: Connection, log: Log, tip: Tip, items: Sequence[Item], *, claim: bool
+) -> tuple[Accepted, dict[int, Outcome], dict[int, tuple[int, bytes]]]:
+    """What is accepted, the errors of what is not, and what is known already: (leaf index, leaf hash)."""
+    accepted = Accepted()
+    outcomes: dict[int, Outcome] = {}
+    repeats: dict[int, tuple[int, bytes]] = {}
+    for i, item in enumerate(items):
+        try:
+            prepared = _own(connection, log, tip, accepted, item) if isinstance(item, OwnStatement) else item
+            known = _known_leaf(connection, tip, accepted, prepared)
+            if known is None:
+                accept(connection, tip, accepted, prepared, claim=claim)
+                accepted.slots.append(i)
+            else:
+                repeats[i] = (known, prepared.leaf_hash)
+        except TallystickError as error:
+            outcomes[i] = error
+    return accepted, outcomes, repeats
 
 
 def _own(connection: Connection, log: Log, tip: Tip, accepted: Accepted, item: OwnStatement) -> Prepared:

