@@ -14,9 +14,11 @@ MAY_IMPORT = {
     "cost": {"core"},
     "emit": {"core", "energy", "cost"},
     "store": {"core"},
-    "service": {"core", "store", "cost"},
+    "service": {"core", "store", "cost", "witness"},
     "export": {"core", "store", "cost"},
     "audit": {"core"},
+    "witness": {"core"},
+    "monitor": {"core", "audit", "witness"},
     # Writes the published contract, so it looks at everything that is part of it.
     "schemas": {"core", "cost", "export", "service", "store", "energy"},
 }

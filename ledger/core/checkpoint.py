@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ledger.core._text import decode_base64, decode_decimal, encode_base64, is_clean
 from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.merkle import EMPTY_ROOT, HASH_SIZE, MAX_SIZE
-from ledger.core.note import Note, VerifierKey, format_note, parse_note, sign_ed25519_note, verify_note
+from ledger.core.note import (
+    COSIGNATURE_ML_DSA_44,
+    Note,
+    VerifierKey,
+    format_note,
+    keys_by_id,
+    parse_note,
+    sign_ed25519_note,
+    verify_note,
+)
 
 __all__ = [
     "Checkpoint",
+    "LogKeys",
     "format_checkpoint_text",
     "open_checkpoint",
     "parse_checkpoint_text",
     "sign_checkpoint",
+    "verify_log_signatures",
 ]
+
+
+LogKeys: TypeAlias = VerifierKey | Collection[VerifierKey]
+"""A log's verifier key, or all that it has had: Ed25519 (01) or ML-DSA-44 (06), each named by the origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +91,52 @@ def sign_checkpoint(checkpoint: Checkpoint, private_key: Ed25519PrivateKey) -> b
     return format_note(Note(text, (sign_ed25519_note(text, checkpoint.origin, private_key),)))
 
 
-def open_checkpoint(data: bytes, log_key: VerifierKey) -> Checkpoint:
+def open_checkpoint(data: bytes, log_key: LogKeys) -> Checkpoint:
     """Return the checkpoint of a note once the log's signature verifies.
+
+    Of several keys, one must have signed, and the signatures of all that did must verify.
 
     Raises:
         InvalidError: the note or its text is malformed.
         CorruptError: the log's signature is missing or wrong, or the checkpoint is another log's.
     """
+    keys = (log_key,) if isinstance(log_key, VerifierKey) else tuple(log_key)
     note = parse_note(data)
-    verify_note(note, [log_key])
+    verify_log_signatures(note, keys)
     checkpoint = parse_checkpoint_text(note.text)
-    if checkpoint.origin != log_key.name:
+    names = {key.name for key in keys}
+    if names != {checkpoint.origin}:
         raise CorruptError(
-            f"The checkpoint is of {checkpoint.origin!r}, not of {log_key.name!r}",
+            f"The checkpoint is of {checkpoint.origin!r}, not of {', '.join(sorted(names))!r}",
             where="checkpoint origin",
             remedy="pass the verifier key of the log that the checkpoint names",
         )
     return checkpoint
+
+
+def verify_log_signatures(note: Note, keys: Collection[VerifierKey]) -> None:
+    """Check that one of a log's keys signed a note, and that the signatures of all that did verify.
+
+    Raises:
+        CorruptError: one does not, or there is none.
+        InvalidError: a key is none of a log, or two share name and ID.
+    """
+    lattice = keys_by_id(key for key in keys if key.sig_type == COSIGNATURE_ML_DSA_44)
+    others = [key for key in keys if key.sig_type != COSIGNATURE_ML_DSA_44]
+    if lattice:
+        # Cosignatures are about checkpoints, so their module needs this one.
+        from ledger.core.cosignature import verify_cosignature
+
+        found = 0
+        for each in note.signatures:
+            key = lattice.get((each.name, each.key_id))
+            if key is not None:
+                verify_cosignature(note.text, each, key)
+                found += 1
+        known = {(key.name, key.key_id) for key in others}
+        if found and not any((each.name, each.key_id) in known for each in note.signatures):
+            return
+    verify_note(note, others)
 
 
 def _malformed(why: str) -> InvalidError:

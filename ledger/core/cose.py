@@ -13,7 +13,7 @@ from typing import Any
 import cbor2
 
 from ledger.core.errors import InvalidError
-from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.keys import PublicKey, Signer
 
 __all__ = [
     "ALG",
@@ -223,7 +223,7 @@ def decode_sign1(data: bytes, *, where: str = "COSE_Sign1", max_bytes: int = MAX
     return Sign1(protected, header, unprotected, payload, signature)
 
 
-def sign1(header: dict[int, Any], payload: bytes, key: PrivateKey, *, detached: bool = False) -> Sign1:
+def sign1(header: dict[int, Any], payload: bytes, key: Signer, *, detached: bool = False) -> Sign1:
     """Sign ``payload``; ``alg`` and ``kid`` are added to the protected ``header``."""
     full = {ALG: key.public.alg, KID: key.public.kid, **header}
     protected = encode_cbor(full)

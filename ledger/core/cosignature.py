@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, M
 
 from ledger.core.checkpoint import Checkpoint, parse_checkpoint_text
 from ledger.core.errors import CorruptError, InvalidError
+from ledger.core.keys import EDDSA, ML_DSA_44, Signer
 from ledger.core.merkle import EMPTY_ROOT, HASH_SIZE, MAX_SIZE
 from ledger.core.note import (
     COSIGNATURE_ED25519,
@@ -26,6 +27,7 @@ from ledger.core.note import (
 )
 
 __all__ = [
+    "cosign",
     "cosign_ed25519",
     "cosign_ml_dsa_44",
     "subtree_message",
@@ -75,6 +77,26 @@ def cosign_ml_dsa_44(
     identity = key_id(name, COSIGNATURE_ML_DSA_44, private_key.public_key().public_bytes_raw())
     signature = private_key.sign(message)
     return NoteSignature(name, identity, timestamp_s.to_bytes(_TIMESTAMP_SIZE, "big") + signature)
+
+
+def cosign(checkpoint_text: str, name: str, signer: Signer, timestamp_s: int) -> NoteSignature:
+    """Return the cosignature of a checkpoint's note text, of the kind of the signer's key.
+
+    Raises:
+        InvalidError: the text is no checkpoint, or the key is neither Ed25519 nor ML-DSA-44.
+    """
+    checkpoint = parse_checkpoint_text(checkpoint_text)
+    _check_timestamp(timestamp_s, least=1)
+    if signer.public.alg == EDDSA:
+        sig_type, message = COSIGNATURE_ED25519, _ed25519_message(checkpoint_text, timestamp_s)
+    elif signer.public.alg == ML_DSA_44:
+        sig_type, message = COSIGNATURE_ML_DSA_44, _checkpoint_message(checkpoint, name, timestamp_s)
+    else:
+        raise InvalidError(
+            "checkpoints are cosigned with Ed25519 or ML-DSA-44 keys", where=name, code="bad-key"
+        )
+    identity = key_id(name, sig_type, signer.public.raw_bytes())
+    return NoteSignature(name, identity, timestamp_s.to_bytes(_TIMESTAMP_SIZE, "big") + signer.sign(message))
 
 
 def verify_cosignature(checkpoint_text: str, signature: NoteSignature, key: VerifierKey) -> int:

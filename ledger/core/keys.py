@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import cbor2
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,11 +27,13 @@ __all__ = [
     "ML_DSA_44",
     "PrivateKey",
     "PublicKey",
+    "Signer",
     "generate_key",
     "parse_cose_key",
     "parse_private_pem",
     "parse_public_pem",
     "public_from_ed25519",
+    "public_from_ml_dsa_44",
 ]
 
 EDDSA = -8
@@ -158,6 +160,21 @@ class PrivateKey:
         )
 
 
+class Signer(Protocol):
+    """Whatever signs for a log or a witness: a :class:`PrivateKey`, or a key that never leaves a device."""
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that verifies what :meth:`sign` makes."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign ``message``; the form is the one COSE uses.
+
+        Raises:
+            UnavailableError: the device does not sign now.
+        """
+
+
 def _required_members(raw: _RawPublic) -> dict[int, Any]:
     if isinstance(raw, ed25519.Ed25519PublicKey):
         return {_KTY: _OKP, _CRV: _CRV_ED25519, _X: raw.public_bytes_raw()}
@@ -237,6 +254,14 @@ def public_from_ed25519(material: bytes, *, where: str = "public key") -> Public
         return _public(ed25519.Ed25519PublicKey.from_public_bytes(material))
     except ValueError:
         raise InvalidError("is not an Ed25519 public key", where=where, code="bad-key") from None
+
+
+def public_from_ml_dsa_44(material: bytes, *, where: str = "public key") -> PublicKey:
+    """Make a key from 1,312 bytes of ML-DSA-44 public key, as verifier keys (vkeys) carry them."""
+    try:
+        return _public(mldsa.MLDSA44PublicKey.from_public_bytes(material))
+    except ValueError:
+        raise InvalidError("is not an ML-DSA-44 public key", where=where, code="bad-key") from None
 
 
 def parse_cose_key(key: object, *, where: str = "COSE_Key") -> PublicKey:

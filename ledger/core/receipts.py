@@ -18,7 +18,7 @@ from typing import Any
 
 from ledger.core import cose
 from ledger.core.errors import InvalidError
-from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.keys import PublicKey, Signer
 from ledger.core.merkle import root_from_inclusion
 
 __all__ = [
@@ -69,7 +69,7 @@ def issue_receipt(
     leaf_index: int,
     path: list[bytes],
     root: bytes,
-    key: PrivateKey,
+    key: Signer,
 ) -> tuple[bytes, bytes]:
     """Sign ``root``; return the receipt for the leaf at ``leaf_index``, and the signature in it.
 

@@ -448,4 +448,34 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "record.",
         "Mend the row that the message names; see the how-to page about corrections.",
     ),
+    (
+        "bad-policy", 422, "Bad trust policy",
+        "A trust policy does not follow C2SP tlog-policy, or lacks what it is used for.",
+        "See the line that the error names; `docs/how-to/witness.md` has an example.",
+    ),
+    (
+        "bad-witness-request", 400, "Bad request to a witness",
+        "A body of the witness protocol does not follow C2SP tlog-witness.",
+        "Send the old size, the proof, an empty line and the checkpoint, as the specification says.",
+    ),
+    (
+        "no-witness", 404, "No witness here",
+        "The folder holds no witness.",
+        "Make one with `tallystick witness init`.",
+    ),
+    (
+        "bad-witness-state", 500, "Witness state not usable",
+        "What a witness remembers is damaged, or was written by another version.",
+        "Never restore an older copy: it could cosign a fork. Make a new witness with new keys.",
+    ),
+    (
+        "witness-refused", 403, "Witness refuses",
+        "The witness does not know the log or its key, or takes the request for malformed.",
+        "Ask its operator to add the log with its present verifier key.",
+    ),
+    (
+        "witness-unavailable", 503, "No answer from a witness",
+        "The witness cannot be reached, or answers with something else than a cosignature.",
+        "It is asked again by itself; see its address in the policy, and its operator's notices.",
+    ),
 )  # fmt: skip
