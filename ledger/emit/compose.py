@@ -1,4 +1,4 @@
-"""Owns the step from what serving code reported to a canonical record: commitments, energy, carbon, checks.
+"""Owns the step from what serving code reported to a canonical record: commitments, energy, carbon, cost, checks.
 
 Runs on the background thread. A report that cannot become a valid record is refused here, alone, so that it
 cannot spoil the batch of the others.
@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from ledger.core.canonical import encode_canonical
 from ledger.core.commitments import commit_record_tokens, commit_request, commit_text, record_salt
 from ledger.core.errors import InvalidError
+from ledger.core.price_books import PriceBook
 from ledger.core.records import (
     Commitment,
     Deployment,
@@ -30,6 +31,7 @@ from ledger.core.records import (
 )
 from ledger.emit.factor_source import Factors, FactorSource
 from ledger.emit.identity import NO_TENANT, Tenants
+from ledger.emit.pricing import Prices, PriceSource
 from ledger.energy.estimation import estimate_from_power
 from ledger.energy.factors import figures
 
@@ -87,6 +89,8 @@ class Composed(NamedTuple):
     line: bytes
     deployment: Deployment
     factors: FactorSet | None = None
+    book: tuple[str, PriceBook] | None = None
+    """The price book that gave the cost, and before it its digest."""
 
 
 class Composer:
@@ -97,10 +101,18 @@ class Composer:
         factors: turns energy into carbon and water; None records energy alone. A provider of live factors is
             asked at each ``prepare``.
         tenants: gives the keys that salts derive from.
+        prices: give records a cost where the report states none.
     """
 
-    def __init__(self, deployment: Deployment | None, factors: Factors | None, tenants: Tenants) -> None:
+    def __init__(
+        self,
+        deployment: Deployment | None,
+        factors: Factors | None,
+        tenants: Tenants,
+        prices: Prices | None = None,
+    ) -> None:
         self._factors = FactorSource(factors)
+        self._prices = None if prices is None else PriceSource(prices)
         self._deployment = deployment
         self._tenants = tenants
         self._keys: dict[str, bytes] = {}
@@ -113,6 +125,8 @@ class Composer:
             OSError: the secret of a new tenant could not be stored.
         """
         self._factors.refresh()
+        if self._prices is not None:
+            self._prices.refresh()
         given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
         self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
@@ -163,6 +177,11 @@ class Composer:
             energy = _modelled(deployment, report.busy_us)
         factors = self._factors.now
         carbon = None if energy is None or factors is None else figures(energy, factors, report.busy_us or 0)
+        cost, currency, book = report.cost_nano, report.currency, None
+        if self._prices is not None and cost is None and currency is None:
+            rated = self._prices.rate(deployment, digest, report.usage, report.started_us)
+            if rated is not None:
+                cost, currency, book = rated.cost_nano, rated.currency, (rated.digest, rated.book)
         record = Record(
             id=report.id,
             deployment=digest,
@@ -188,8 +207,8 @@ class Composer:
             # Without the machine time of this generation alone, its share of the hardware is not known.
             embodied_ng=UNSET if carbon is None or report.busy_us is None else _given(carbon.embodied_ng),
             water_nl=UNSET if carbon is None else _given(carbon.water_nl),
-            cost_nano=_given(report.cost_nano),
-            currency=_given(report.currency),
+            cost_nano=_given(cost),
+            currency=_given(currency),
             quality=report.quality or UNSET,
             parent=_given(report.parent),
         )
@@ -199,7 +218,7 @@ class Composer:
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
         # What a reader would refuse must not be signed.
         record = as_read(record, line, where=report.id)
-        return Composed(record, line, deployment, None if carbon is None else factors)
+        return Composed(record, line, deployment, None if carbon is None else factors, book)
 
 
 def _steadied(report: Report, began_ns: int, now_us: int) -> Report:

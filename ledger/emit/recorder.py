@@ -26,6 +26,7 @@ from ledger.emit.factor_source import Factors, checked_factors
 from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
 from ledger.emit.metering import Metering
+from ledger.emit.pricing import Prices, PriceSource
 from ledger.emit.sealer import ENOUGH, Inbox, Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
@@ -95,6 +96,9 @@ class Recorder:
         factors: turns energy into carbon and water: a factor set, or what gives the one of now, such as
             ``ledger.energy.live_intensity.LiveFactors``. Environment: TALLYSTICK_FACTORS and keys of services
             (see docs/how-to/factors.md).
+        prices: price books, or paths of their files (read anew when they change): give records a cost where
+            ``record`` is told none. Environment: TALLYSTICK_PRICES, paths separated as in PATH (see
+            docs/how-to/costs.md).
         max_records: seal a batch at this many records,
         max_age_s: or when the oldest is this old.
         queue_limit: how many records may wait in memory.
@@ -129,6 +133,7 @@ class Recorder:
         tenants: str | Path | None = None,
         deployment: Deployment | None = None,
         factors: Factors | None = None,
+        prices: Prices | None = None,
         max_records: int = MAX_BATCH_RECORDS,
         max_age_s: float = 1.0,
         queue_limit: int = 65_536,
@@ -167,6 +172,9 @@ class Recorder:
             from ledger.energy.site import factors_from_environment
 
             factors = factors_from_environment(environment, cache=directory)
+        self._prices = environment.get("TALLYSTICK_PRICES") or None if prices is None else prices
+        if self._prices is not None:
+            PriceSource(self._prices)  # refuse unusable ones now, not on a background thread
         self._factors = checked_factors(factors) if isinstance(factors, FactorSet) else factors
         self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)
         with locked_file(directory / "identity.lock"):
@@ -221,7 +229,7 @@ class Recorder:
             self._inbox,
             self._spool,
             self._key,
-            Composer(self._deployment, self._factors, tenants),
+            Composer(self._deployment, self._factors, tenants, self._prices),
             self._deliveries,
             (lambda: None) if self._shipper is None else self._shipper.wake,
             max_records=self._max_records,

@@ -14,8 +14,9 @@ from msgspec import UNSET, UnsetType
 from ledger import zstd
 from ledger.core.canonical import MAX_SAFE_INTEGER
 from ledger.core.merkle import root
+from ledger.core.price_books import PriceBook
 from ledger.core.records import Deployment, FactorSet, Record, record_hash
-from ledger.core.statements import MAX_BATCH_DOCUMENTS, Batch, SignedStatement, Totals
+from ledger.core.statements import MAX_BATCH_DOCUMENTS, MAX_BATCH_PRICES, Batch, SignedStatement, Totals
 from ledger.emit.compose import Composed
 from ledger.emit.head import Head
 
@@ -56,6 +57,7 @@ class Block:
         self.ids: list[str] = []
         self.deployments: dict[str, Deployment] = {}
         self.factors: dict[str, FactorSet] = {}
+        self.prices: dict[str, PriceBook] = {}
         self.first_us = MAX_SAFE_INTEGER
         self.last_us = 0
 
@@ -75,6 +77,9 @@ class Block:
             and len(self.factors) >= MAX_BATCH_DOCUMENTS
         ):
             return False
+        book = composed.book
+        if book is not None and book[0] not in self.prices and len(self.prices) >= MAX_BATCH_PRICES:
+            return False
         figures = _figures(record)
         sums = [
             sum_ if figure is UNSET else sum_ + figure
@@ -89,6 +94,8 @@ class Block:
         self.deployments.setdefault(record.deployment, composed.deployment)
         if record.factors is not UNSET and composed.factors is not None:
             self.factors.setdefault(record.factors, composed.factors)
+        if book is not None:
+            self.prices.setdefault(*book)
         self.first_us = min(self.first_us, record.started_us)
         self.last_us = max(self.last_us, record.ended_us)
         self.hashes.append(record_hash(line))
@@ -139,6 +146,7 @@ def batch_payload(block: Block, head: Head, issued_us: int, unattributed_uj: int
         totals=block.totals,
         dropped=head.dropped,
         unattributed_uj=unattributed_uj or UNSET,
+        prices=tuple(sorted(block.prices)) or UNSET,
     )
 
 

@@ -23,6 +23,7 @@ from ledger.core.statements import (
     FactorsStatement,
     Heartbeat,
     Payload,
+    PricesStatement,
     sign_statement,
 )
 from ledger.emit._complaints import Complaints
@@ -417,6 +418,10 @@ class Sealer:
         for digest, factors in block.factors.items():
             if digest not in known:
                 self._append(chain, FactorsStatement(factors=factors, **_chain_fields(chain)))
+                chain.publish(digest)
+        for digest, book in block.prices.items():
+            if digest not in known:
+                self._append(chain, PricesStatement(prices=book, **_chain_fields(chain)))
                 chain.publish(digest)
         settled = self._settled + len(block)
         with self._unattributed() as unattributed_uj:
