@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.core.cose import decode_cbor, encode_cbor
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PublicKey, parse_cose_key, parse_public_pem
 from ledger.core.statements import check_issuer_id
 from ledger.service.auth import require
-from ledger.service.bodies import content_encoding, read_body, require_media_type
+from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
@@ -25,11 +25,6 @@ __all__ = ["router"]
 router = APIRouter(tags=["issuers"], route_class=StrictRoute)
 
 _KID = "6f1c2e90a37b5d4480cf1d92ab34ef5671829304a5b6c7d8e9f00112233445ff"
-_JSON = "application/json"
-_BODY_CODES = (
-    "unsupported-media-type", "unsupported-encoding", "bad-length", "body-too-large", "body-timeout",
-    "disconnected", "malformed-json", "schema", "bad-key", "overloaded", "stopping", "storage-failed",
-)  # fmt: skip
 
 IssuerName = Annotated[
     str,
@@ -135,7 +130,7 @@ def _describe(info: queries.IssuerInfo) -> IssuerDescription:
     operation_id="list_issuers",
     summary="List issuers",
     response_model_exclude_none=True,
-    responses=answers(ok={200: examples(_JSON, {"issuers": [_ISSUER]}, "All issuers, by name.")}, key=True),
+    responses=answers(ok={200: examples(JSON, {"issuers": [_ISSUER]}, "All issuers, by name.")}, key=True),
     dependencies=[Depends(require("read"))],
 )
 def list_issuers(request: Request) -> IssuerList:
@@ -149,7 +144,7 @@ def list_issuers(request: Request) -> IssuerList:
     operation_id="get_issuer_keys",
     summary="Get an issuer's keys",
     response_model_exclude_none=True,
-    responses=answers("not-found", ok={200: examples(_JSON, _ISSUER, "The issuer and its keys.")}, key=True),
+    responses=answers("not-found", ok={200: examples(JSON, _ISSUER, "The issuer and its keys.")}, key=True),
     dependencies=[Depends(require("emit", "read"))],
 )
 def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
@@ -167,17 +162,18 @@ def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
     summary="Register an issuer's key",
     status_code=201,
     responses=answers(
-        *_BODY_CODES,
+        *BODY_CODES,
+        "bad-key",
         "bad-issuer-name",
         "key-exists",
-        ok={201: examples(_JSON, _CHANGE, "Logged.")},
+        ok={201: examples(JSON, _CHANGE, "Logged.")},
         key=True,
     ),
     openapi_extra={
         "requestBody": {
             "required": True,
             "content": {
-                _JSON: {
+                JSON: {
                     "schema": NewIssuerKey.model_json_schema(),
                     "example": {
                         "issuer": "gpu-7.example.com/vllm",
@@ -192,7 +188,7 @@ def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
 async def add_issuer_key(request: Request) -> KeyChange:
     """The log signs and logs that the issuer signs with this key from now on. Older keys stay in force."""
     service = service_of(request)
-    wanted = _parse(NewIssuerKey, await _json_body(request))
+    wanted = parse(NewIssuerKey, await json_body(request))
     key = _public_key(wanted)
     check_issuer_id(wanted.issuer)
     known = await run_in_threadpool(_is_known, service, wanted.issuer)
@@ -206,17 +202,18 @@ async def add_issuer_key(request: Request) -> KeyChange:
     operation_id="revoke_issuer_key",
     summary="Revoke an issuer's key",
     responses=answers(
-        *_BODY_CODES,
+        *BODY_CODES,
+        "bad-key",
         "unknown-key",
         "kind-not-allowed",
-        ok={200: examples(_JSON, _CHANGE, "Logged.")},
+        ok={200: examples(JSON, _CHANGE, "Logged.")},
         key=True,
     ),
     openapi_extra={
         "requestBody": {
             "required": False,
             "content": {
-                _JSON: {
+                JSON: {
                     "schema": Revocation.model_json_schema(),
                     "example": {"reason": "host was decommissioned"},
                 }
@@ -228,8 +225,8 @@ async def add_issuer_key(request: Request) -> KeyChange:
 async def revoke_issuer_key(issuer: IssuerName, kid: Kid, request: Request) -> KeyChange:
     """The log signs and logs that this key is refused from now on. What it signed before stays valid."""
     service = service_of(request)
-    body = await _json_body(request, optional=True)
-    reason = _parse(Revocation, body).reason if body else None
+    body = await json_body(request, optional=True)
+    reason = parse(Revocation, body).reason if body else None
     if issuer == service.origin:
         raise RefusedError(
             "the log's own key cannot be revoked: receipts and checkpoints would lose their signer",
@@ -240,34 +237,6 @@ async def revoke_issuer_key(issuer: IssuerName, kid: Kid, request: Request) -> K
     future = service.sequencer.revoke_key(issuer, key, reason=reason)
     registration = await asyncio.shield(asyncio.wrap_future(future))
     return KeyChange(issuer=issuer, kid=kid, leaf_index=registration.leaf_index)
-
-
-async def _json_body(request: Request, *, optional: bool = False) -> bytes:
-    service = service_of(request)
-    if not optional or request.headers.get("content-type"):
-        require_media_type(request, _JSON)
-    if content_encoding(request) != "identity":
-        raise InvalidError(
-            "this body may not be compressed", where="Content-Encoding", code="unsupported-encoding"
-        )
-    body = await read_body(
-        request,
-        max_bytes=service.settings.max_json_bytes,
-        timeout_s=service.settings.body_timeout_s,
-        budget=service.budget,
-    )
-    service.budget.give(len(body))
-    return body
-
-
-def _parse(model: Any, body: bytes) -> Any:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        code = "malformed-json" if first["type"] == "json_invalid" else "schema"
-        raise InvalidError(f"{where}: {first['msg']}", where=where, code=code) from None
 
 
 def _public_key(wanted: NewIssuerKey) -> PublicKey:
