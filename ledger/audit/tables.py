@@ -84,6 +84,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "retention_policy": ("tenant", "kind", "keep_days"),
     "legal_hold": ("id", "tenant", "from_us", "to_us", "reason", "placed_s", "lifted_s"),
     "admin_act": ("leaf_index", "detail"),
+    "witnessed": ("size", "note", "quorum", "cosigned_s"),
 }
 
 KEYS: Mapping[str, int] = {
@@ -103,6 +104,7 @@ KEYS: Mapping[str, int] = {
     "retention_policy": 2,
     "legal_hold": 1,
     "admin_act": 1,
+    "witnessed": 1,
 }
 """How many of a table's first columns are its primary key."""
 
@@ -111,7 +113,7 @@ NO_EVIDENCE = frozenset({"budget", "budget_alert", "budget_head", "budget_reserv
 
 _REMEDY = "find out who changed the database; then restore a good copy, or rebuild the row from the log"
 
-SCHEMA_REVISIONS = frozenset({"0003"})
+SCHEMA_REVISIONS = frozenset({"0004"})
 """Migrations that this auditor knows the tables of."""
 
 

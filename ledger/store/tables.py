@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
-from ledger.store import trust_tables  # noqa: F401 - one import registers all tables
+from ledger.store import trust_tables, witnessed  # noqa: F401 - one import registers all tables
 
 __all__ = [
     "PLACES_PER_LEAF",
