@@ -105,6 +105,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Use one such as `https://ledger.example.com`, and pass the API key apart from it.",
     ),
     (
+        "bad-identity-file", 400, "File of providers not usable",
+        "The file that `TALLYSTICK_IDENTITY_FILE` names cannot be read, or says what cannot be.",
+        "Compare it with the page on tenants and keys.",
+    ),
+    (
         "internal-address", 403, "Internal address",
         "The URL leads to a host of this machine or network, or is plain http, which only hosts may be that "
         "the operator allows.",
@@ -228,8 +233,23 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "export-failed", 503, "Export not written",
-        "The export could not be written; nothing is left behind.",
+        "The export could not be written; nothing is left behind, unless it was to be resumed.",
         "Make room, or write to another disk.",
+    ),
+    (
+        "export-busy", 409, "Export under way",
+        "Another process is making or adding to the export in this place.",
+        "Wait for it, then run the command again.",
+    ),
+    (
+        "export-differs", 409, "Another export",
+        "An export is added to only with the same log, period and choice of statements.",
+        "Give the same options as before, or name a new folder.",
+    ),
+    (
+        "export-erased", 409, "Export holds erased records",
+        "Records were erased from the log since the export was made, and their bytes may be in it.",
+        "Export anew into another folder, and remove the old one.",
     ),
     (
         "export-files", 500, "Export incomplete or changed",
@@ -477,5 +497,15 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "witness-unavailable", 503, "No answer from a witness",
         "The witness cannot be reached, or answers with something else than a cosignature.",
         "It is asked again by itself; see its address in the policy, and its operator's notices.",
+    ),
+    (
+        "bad-settlement", 422, "Settlement bundle does not hold",
+        "A line of a settlement bundle does not follow from the log, is out of its place, or was changed.",
+        "Keep the file as evidence, and get the bundle again from the operator.",
+    ),
+    (
+        "bad-dispute", 422, "Dispute cannot be made or does not hold",
+        "The customer's own log cannot be read, or a dispute file was changed or is about another bundle.",
+        "Mend the row that the message names; see the how-to page about settlements.",
     ),
 )  # fmt: skip
