@@ -23,10 +23,14 @@ def export() -> None:
     app,
     "tallystick export parquet ledger-data export-2026-01 --from 2026-01-01 --to 2026-02-01",
     "tallystick export parquet ledger-data export-all --json",
+    "tallystick export parquet ledger-data export-all --resume",
 )
 def parquet(
     directory: Directory,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist, or be empty.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder to write; must not exist, or be empty, unless --resume."),
+    ],
     from_: From = None,
     to: To = None,
     every_statement: Annotated[
@@ -37,11 +41,19 @@ def parquet(
             "Default: only without a period.",
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an export that was interrupted, and add what is new to one that is there. "
+            "Its files stay; the manifest and the proofs are made anew, to the newest checkpoint.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write records as Parquet, by day, with the proofs and a signed manifest. DuckDB and others read it.
 
-    With --json: directory, records, statements, every_statement, files, size_bytes, tree_size.
+    With --json: directory, records, added_records, statements, every_statement, files, size_bytes, tree_size.
     """
     from dataclasses import asdict
 
@@ -63,6 +75,7 @@ def parquet(
                 from_us=figures.parse_time(from_, "--from"),
                 to_us=figures.parse_time(to, "--to"),
                 every_statement=every_statement,
+                resume=resume,
                 progress=report,
             )
     finally:

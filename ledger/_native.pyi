@@ -28,6 +28,14 @@ def batch_facts(
 def is_record(data: bytes, /) -> bool:
     """Whether ``data`` certainly is a canonical record that holds; False may also mean: not certain."""
 
+def record_columns(data: bytes, /) -> list[tuple[Any, ...]] | None:
+    """The columns of newline-ended canonical records as buffers of Arrow arrays, if all certainly hold.
+
+    In the order of ``export_layout.record_columns``, then the records' bytes. Each is the number of nulls, the
+    validity bitmap (None without nulls) and the buffers: of integers (int64) the values; of text the 32-bit
+    offsets and the bytes; of ``quality`` the lists' offsets, the names' offsets and bytes, values and scales.
+    """
+
 def record_lines(data: bytes, /) -> list[bytes] | None:
     """The lines of newline-ended canonical records, if all of them certainly hold."""
 
@@ -58,6 +66,9 @@ def leaf_hash(data: Any, /) -> bytes:
 
 def leaf_hashes(leaves: Iterable[bytes], /) -> list[bytes] | None:
     """``merkle.leaf_hashes`` of a list or tuple."""
+
+def lines_hash(data: bytes, /) -> tuple[bytes, bytes] | None:
+    """The leaf hashes of newline-ended lines, joined, and the root over them."""
 
 def node_hash(left: bytes, right: bytes, /) -> bytes | None:
     """``merkle.node_hash``."""

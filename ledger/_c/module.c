@@ -515,6 +515,117 @@ static PyObject *py_batch_facts(PyObject *self, PyObject *data) {
     return out;
 }
 
+/* --- columns of records -------------------------------------------------------------------------------- */
+
+/* (nulls, validity or None, buffer, ...) with buffers to fill; NULL with an exception if there is no memory. */
+static PyObject *new_column(Column *column, size_t count) {
+    static const Py_ssize_t used[] = {[INTEGERS] = 1, [TEXTS] = 2, [METRICS] = 5};
+    PyObject *out = PyTuple_New(2 + used[column->kind]);
+    PyObject *nulls = out ? PyLong_FromSize_t(column->nulls) : NULL;
+    if (!nulls)
+        goto failed;
+    PyTuple_SET_ITEM(out, 0, nulls);
+    PyObject *valid = column->nulls ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((count + 7) / 8)) : Py_NewRef(Py_None);
+    if (!valid)
+        goto failed;
+    PyTuple_SET_ITEM(out, 1, valid);
+    column->valid = column->nulls ? raw(valid) : NULL;
+    for (int i = 0; i < used[column->kind]; i++) {
+        PyObject *buffer = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)column_buffer_size(column, count, i));
+        if (!buffer)
+            goto failed;
+        PyTuple_SET_ITEM(out, 2 + i, buffer);
+        column->buffers[i] = raw(buffer);
+    }
+    return out;
+failed:
+    Py_XDECREF(out);
+    return NULL;
+}
+
+static PyObject *new_columns(Column columns[COLUMNS], size_t count) {
+    PyObject *out = PyList_New(COLUMNS);
+    for (Py_ssize_t i = 0; out && i < COLUMNS; i++) {
+        PyObject *column = new_column(&columns[i], count);
+        if (!column) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyList_SET_ITEM(out, i, column);
+    }
+    return out;
+}
+
+/* Nobody else has the new buffers yet, so they are filled without the interpreter lock. */
+static PyObject *py_record_columns(PyObject *self, PyObject *data) {
+    (void)self;
+    if (!PyBytes_CheckExact(data))
+        Py_RETURN_NONE;
+    const uint8_t *const at = raw(data), *const end = at + PyBytes_GET_SIZE(data);
+    if (at == end || end[-1] != '\n')
+        Py_RETURN_NONE;
+    const size_t count = count_lines(at, end);
+    if (count > MAX_COLUMN_RECORDS)
+        Py_RETURN_NONE;
+    Record *const records = PyMem_RawMalloc(count * (sizeof(Record) + sizeof(Text)));
+    if (!records)
+        return PyErr_NoMemory();
+    Text *const lines = (Text *)(void *)(records + count);
+    Column columns[COLUMNS];
+    int sound;
+    Py_BEGIN_ALLOW_THREADS
+    sound = columns_parse(at, end, records, lines, count) && columns_measure(records, lines, count, columns);
+    Py_END_ALLOW_THREADS
+    PyObject *out = sound ? new_columns(columns, count) : Py_NewRef(Py_None);
+    if (out && sound) {
+        Py_BEGIN_ALLOW_THREADS
+        columns_fill(records, lines, count, columns);
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_RawFree(records);
+    return out;
+}
+
+/* lines_hash(data): the hashes of newline-ended lines, joined, and the root over them. */
+static PyObject *py_lines_hash(PyObject *self, PyObject *data) {
+    (void)self;
+    if (!PyBytes_CheckExact(data))
+        Py_RETURN_NONE;
+    const uint8_t *at = raw(data), *const end = at + PyBytes_GET_SIZE(data);
+    if (at == end || end[-1] != '\n')
+        Py_RETURN_NONE;
+    const size_t count = count_lines(at, end);
+    PyObject *const hashes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * HASH_SIZE));
+    uint8_t *const work = PyMem_RawMalloc(count * HASH_SIZE);
+    uint8_t root[HASH_SIZE];
+    if (!hashes || !work) {
+        Py_XDECREF(hashes);
+        PyMem_RawFree(work);
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    const uint8_t *starts[2];
+    size_t sizes[2];
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *const stop = line_end(at, end);
+        uint8_t *const hash = work + i * HASH_SIZE;
+        starts[i % 2] = at;
+        sizes[i % 2] = (size_t)(stop - at);
+        if (i % 2) {
+            uint8_t *const both[2] = {hash - HASH_SIZE, hash};
+            merkle_leaf_two(starts, sizes, both);
+        } else if (i + 1 == count) {
+            merkle_leaf(at, sizes[0], hash);
+        }
+        at = stop + 1;
+    }
+    memcpy(raw(hashes), work, count * HASH_SIZE);
+    merkle_root(work, count, root);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(work);
+    return Py_BuildValue("(Ny#)", hashes, (const char *)root, (Py_ssize_t)HASH_SIZE);
+}
+
 /* --- the index of record ids --------------------------------------------------------------------------- */
 
 static size_t id_slot(const uint8_t *id, size_t slots) {
@@ -600,6 +711,7 @@ static PyMethodDef methods[] = {
     {"batch_facts", py_batch_facts, METH_O, NULL},
     {"is_record", py_is_record, METH_O, NULL},
     {"pack_tokens", py_pack_tokens, METH_O, NULL},
+    {"record_columns", py_record_columns, METH_O, NULL},
     {"record_lines", py_record_lines, METH_O, NULL},
     {"shake256", (PyCFunction)(void (*)(void))py_shake256, METH_FASTCALL, NULL},
     {"unmatched", (PyCFunction)(void (*)(void))py_unmatched, METH_FASTCALL, NULL},
@@ -614,6 +726,7 @@ static PyMethodDef hash_methods[] = {
     {"hmac", (PyCFunction)(void (*)(void))py_hmac, METH_FASTCALL, NULL},
     {"leaf_hash", py_leaf_hash, METH_O, NULL},
     {"leaf_hashes", py_leaf_hashes, METH_O, NULL},
+    {"lines_hash", py_lines_hash, METH_O, NULL},
     {"node_hash", (PyCFunction)(void (*)(void))py_node_hash, METH_FASTCALL, NULL},
     {"root", py_root, METH_O, NULL},
     {NULL, NULL, 0, NULL},
@@ -621,7 +734,7 @@ static PyMethodDef hash_methods[] = {
 
 static int execute(PyObject *module) {
     has_hashes = sha256_available();
-    if (PyModule_AddIntConstant(module, "VERSION", 4) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
+    if (PyModule_AddIntConstant(module, "VERSION", 5) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
         return -1;
     return has_hashes ? PyModule_AddFunctions(module, hash_methods) : 0;
 }

@@ -79,21 +79,36 @@ typedef struct {
 
 typedef enum { NO_ENERGY, MEASURED, MODELLED, ESTIMATED } Method;
 
-/* What sums and indexes need of a record. */
+/* A record as it states itself; Text is into its bytes. */
 typedef struct {
     uint8_t id[ID_SIZE];
     uint64_t started_us, ended_us;
-    Text deployment, factors, tenant;
+    Amount first_token_us;
+    Text id_text, deployment, factors, tenant, finish_reason, request, parent, currency;
+    Text input_digest, input_of, output_digest, output_of;
     uint64_t input_tokens, output_tokens;
-    Amount cached_input_tokens, reasoning_tokens;
+    Amount cached_input_tokens, reasoning_tokens, drafted_tokens, accepted_tokens;
     Method method;
-    uint64_t energy_uj, energy_low_uj, energy_high_uj;
-    Amount carbon_ng, carbon_market_ng, embodied_ng, water_nl;
+    Text energy_method, energy_source;
+    uint64_t energy_uj, energy_low_uj, energy_high_uj; /* the range is the figure itself where none is stated */
+    Amount stated_low_uj, stated_high_uj;
+    Amount carbon_ng, carbon_low_ng, carbon_high_ng, carbon_market_ng, embodied_ng, water_nl, cost_nano;
+    Text quality;                 /* the whole object */
+    size_t metrics;               /* in it */
 } Record;
+
+/* A metric of a quality object that record_parse accepted. */
+typedef struct {
+    Text name;
+    int64_t scale, value;
+} Metric;
 
 /* Whether `data` is the canonical form of a record that ledger/core/records.py accepts. Yes is certain; no
  * may also mean that it is beyond this parser (escapes, characters beyond ASCII). */
 int record_parse(const uint8_t *data, size_t size, Record *record);
+
+/* The metrics of `quality` one by one: `at` begins at its first byte, and each call passes one. */
+void next_metric(const uint8_t **at, Metric *metric);
 
 /* --- facts.c: what follows from the records of a batch, as ledger/audit/batches.py computes it -------------- */
 
@@ -132,5 +147,30 @@ size_t facts_size(size_t count);
 void facts_begin(Facts *facts, size_t count, void *room);
 /* Read as many lines as there is room for; 0 if one is not certainly a record, or a sum passes 64 bits. */
 int facts_read(Facts *facts, const uint8_t *at, const uint8_t *end, int hashed);
+
+/* --- columns.c: the columns of ledger/core/export_layout.py record_columns, and the bytes, as Arrow lays them out -- */
+
+enum { COLUMNS = 35, MAX_COLUMN_RECORDS = 1 << 20, MAX_BUFFERS = 5 };
+
+typedef enum { INTEGERS, TEXTS, METRICS } ColumnKind;
+
+/* One column over some records. Sizes are known after columns_measure; then the buffers, which are the caller's, are
+ * filled. `valid` and those of `buffers` that the kind does not have stay NULL:
+ *   INTEGERS  int64 values
+ *   TEXTS     int32 offsets, bytes
+ *   METRICS   int32 offsets, int32 offsets of names, bytes of names, int64 values, int64 scales */
+typedef struct {
+    ColumnKind kind;
+    size_t nulls, bytes, items;   /* of text; of metrics */
+    uint8_t *valid;               /* a bit a row, the lowest first; only where nulls > 0 */
+    void *buffers[MAX_BUFFERS];
+} Column;
+
+/* Parse `count` lines into `records`; 0 if one is not certainly a record. */
+int columns_parse(const uint8_t *at, const uint8_t *end, Record *records, Text *lines, size_t count);
+/* The kinds and sizes of all columns; 0 if text passes what 32-bit offsets can say. */
+int columns_measure(const Record *records, const Text *lines, size_t count, Column columns[COLUMNS]);
+size_t column_buffer_size(const Column *column, size_t count, int buffer);
+void columns_fill(const Record *records, const Text *lines, size_t count, Column columns[COLUMNS]);
 
 #endif

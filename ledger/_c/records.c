@@ -140,7 +140,7 @@ static inline int hex32(Cursor *c, Text *out) {
 }
 
 /* A UUID of version 7 (RFC 9562), lower case. */
-static int uuid7(Cursor *c, uint8_t out[ID_SIZE]) {
+static int uuid7(Cursor *c, uint8_t out[ID_SIZE], Text *text) {
     static const uint8_t places[ID_SIZE] = {0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34};
     if (c->end - c->at < UUID_SIZE + 2 || c->at[0] != '"' || c->at[UUID_SIZE + 1] != '"')
         return 0;
@@ -155,6 +155,8 @@ static int uuid7(Cursor *c, uint8_t out[ID_SIZE]) {
     }
     if (out[8] >> 6 != 2)
         return 0;
+    text->at = at;
+    text->size = UUID_SIZE;
     c->at += UUID_SIZE + 2;
     return 1;
 }
@@ -162,14 +164,13 @@ static int uuid7(Cursor *c, uint8_t out[ID_SIZE]) {
 /* --- objects ------------------------------------------------------------------------------------------- */
 
 static int usage(Cursor *c, Record *r) {
-    Amount other;
     if (!LITERAL(c, "{"))
         return 0;
-    if (KEY(c, "accepted_tokens") && !known_amount(c, &other))
+    if (KEY(c, "accepted_tokens") && !known_amount(c, &r->accepted_tokens))
         return 0;
     if (KEY(c, "cached_input_tokens") && !known_amount(c, &r->cached_input_tokens))
         return 0;
-    if (KEY(c, "drafted_tokens") && !known_amount(c, &other))
+    if (KEY(c, "drafted_tokens") && !known_amount(c, &r->drafted_tokens))
         return 0;
     if (!KEY(c, "input_tokens") || !amount(c, &r->input_tokens) || !next(c))
         return 0;
@@ -182,35 +183,41 @@ static int usage(Cursor *c, Record *r) {
     return closed(c);
 }
 
-static int commitment(Cursor *c) {
-    Text digest;
-    return LITERAL(c, "{\"digest\":") && hex32(c, &digest) && LITERAL(c, ",\"of\":") &&
-           (LITERAL(c, "\"tokens\"}") || LITERAL(c, "\"text\"}"));
+static int commitment(Cursor *c, Text *digest, Text *of) {
+    if (!LITERAL(c, "{\"digest\":") || !hex32(c, digest) || !LITERAL(c, ",\"of\":\""))
+        return 0;
+    of->at = c->at;
+    of->size = sizeof "tokens" - 1;
+    if (LITERAL(c, "tokens\"}"))
+        return 1;
+    of->size = sizeof "text" - 1;
+    return LITERAL(c, "text\"}");
 }
 
 static int energy(Cursor *c, Record *r) {
-    Amount high = {0, 0}, low = {0, 0};
-    Text source;
+    const Amount *const low = &r->stated_low_uj, *const high = &r->stated_high_uj;
     if (!LITERAL(c, "{\"energy_uj\":") || !amount(c, &r->energy_uj) || !next(c))
         return 0;
-    if (KEY(c, "high_uj") && !known_amount(c, &high))
+    if (KEY(c, "high_uj") && !known_amount(c, &r->stated_high_uj))
         return 0;
-    if (KEY(c, "low_uj") && !known_amount(c, &low))
+    if (KEY(c, "low_uj") && !known_amount(c, &r->stated_low_uj))
         return 0;
-    if (!KEY(c, "method"))
+    if (!KEY(c, "method") || !LITERAL(c, "\""))
         return 0;
-    if (LITERAL(c, "\"measured\""))
+    r->energy_method.at = c->at;
+    if (LITERAL(c, "measured\""))
         r->method = MEASURED;
-    else if (LITERAL(c, "\"modelled\""))
+    else if (LITERAL(c, "modelled\""))
         r->method = MODELLED;
-    else if (LITERAL(c, "\"estimated\""))
+    else if (LITERAL(c, "estimated\""))
         r->method = ESTIMATED;
     else
         return 0;
-    if (!LITERAL(c, ",\"source\":") || !text(c, PLAIN, PLAIN, MAX_NAME, &source))
+    r->energy_method.size = (size_t)(c->at - 1 - r->energy_method.at);
+    if (!LITERAL(c, ",\"source\":") || !text(c, PLAIN, PLAIN, MAX_NAME, &r->energy_source))
         return 0;
-    r->energy_low_uj = low.known ? low.value : r->energy_uj;
-    r->energy_high_uj = high.known ? high.value : r->energy_uj;
+    r->energy_low_uj = low->known ? low->value : r->energy_uj;
+    r->energy_high_uj = high->known ? high->value : r->energy_uj;
     if (r->energy_low_uj > r->energy_uj || r->energy_high_uj < r->energy_uj)
         return 0;
     return closed(c);
@@ -225,8 +232,9 @@ static int metric(Cursor *c) {
 }
 
 /* Metrics by name, names ascending. */
-static int quality(Cursor *c) {
+static int quality(Cursor *c, Record *r) {
     Text last = {NULL, 0}, name;
+    r->quality.at = c->at;
     if (!LITERAL(c, "{"))
         return 0;
     for (int count = 1; count <= MAX_METRICS; count++) {
@@ -241,42 +249,64 @@ static int quality(Cursor *c) {
         last = name;
         if (!LITERAL(c, ":") || !metric(c))
             return 0;
-        if (LITERAL(c, "}"))
+        if (LITERAL(c, "}")) {
+            r->quality.size = (size_t)(c->at - r->quality.at);
+            r->metrics = (size_t)count;
             return 1;
+        }
         if (!LITERAL(c, ","))
             return 0;
     }
     return 0;
 }
 
+void next_metric(const uint8_t **from, Metric *m) {
+    const uint8_t *at = *from + 2; /* past the brace or comma, and the quote */
+    m->name.at = at;
+    while (*at != '"')
+        at++;
+    m->name.size = (size_t)(at - m->name.at);
+    at += sizeof "\":{\"scale\":" - 1;
+    m->scale = *at - '0';
+    at += sizeof "0,\"value\":" - 1;
+    const int negative = *at == '-';
+    int64_t value = 0;
+    for (at += negative; *at != '}'; at++)
+        value = value * 10 + (*at - '0');
+    m->value = negative ? -value : value;
+    *from = at + 1;
+}
+
 int record_parse(const uint8_t *data, size_t size, Record *r) {
     Cursor cursor = {data, data + size}, *c = &cursor;
-    Amount other, cost = {0, 0}, first = {0, 0};
-    Text reason, request;
+    Amount *const first = &r->first_token_us;
+    Text *const reason = &r->finish_reason;
     uint8_t parent[ID_SIZE];
     memset(r, 0, sizeof *r);
     if (size > MAX_RECORD_BYTES || !LITERAL(c, "{"))
         return 0;
-    if (KEY(c, "carbon_high_ng") && !known_amount(c, &other))
+    if (KEY(c, "carbon_high_ng") && !known_amount(c, &r->carbon_high_ng))
         return 0;
-    if (KEY(c, "carbon_low_ng") && !known_amount(c, &other))
+    if (KEY(c, "carbon_low_ng") && !known_amount(c, &r->carbon_low_ng))
         return 0;
     if (KEY(c, "carbon_market_ng") && !known_amount(c, &r->carbon_market_ng))
         return 0;
     if (KEY(c, "carbon_ng") && !known_amount(c, &r->carbon_ng))
         return 0;
-    if (KEY(c, "cost_nano") && !known_amount(c, &cost))
+    if (KEY(c, "cost_nano") && !known_amount(c, &r->cost_nano))
         return 0;
     if (KEY(c, "currency")) {
-        if (!cost.known || c->end - c->at < 5 || c->at[0] != '"' || c->at[4] != '"')
+        if (!r->cost_nano.known || c->end - c->at < 5 || c->at[0] != '"' || c->at[4] != '"')
             return 0;
         for (int i = 1; i < 4; i++)
             if (c->at[i] < 'A' || c->at[i] > 'Z')
                 return 0;
+        r->currency.at = c->at + 1;
+        r->currency.size = 3;
         c->at += 5;
         if (!next(c))
             return 0;
-    } else if (cost.known) {
+    } else if (r->cost_nano.known) {
         return 0;
     }
     if (!KEY(c, "deployment") || !hex32(c, &r->deployment) || !next(c))
@@ -292,27 +322,28 @@ int record_parse(const uint8_t *data, size_t size, Record *r) {
     if (KEY(c, "finish_reason")) {
         if (!LITERAL(c, "\""))
             return 0;
-        reason.at = c->at;
+        reason->at = c->at;
         if (c->at == c->end || !is(*c->at, LOWER))
             return 0;
         while (c->at != c->end && (is(*c->at, LOWER) || *c->at == '_'))
             c->at++;
-        if (c->at - reason.at > MAX_REASON || !LITERAL(c, "\"") || !next(c))
+        reason->size = (size_t)(c->at - reason->at);
+        if (reason->size > MAX_REASON || !LITERAL(c, "\"") || !next(c))
             return 0;
     }
-    if (KEY(c, "first_token_us") && !known_amount(c, &first))
+    if (KEY(c, "first_token_us") && !known_amount(c, first))
         return 0;
-    if (!KEY(c, "id") || !uuid7(c, r->id) || !next(c))
+    if (!KEY(c, "id") || !uuid7(c, r->id, &r->id_text) || !next(c))
         return 0;
-    if (KEY(c, "input") && !(commitment(c) && next(c)))
+    if (KEY(c, "input") && !(commitment(c, &r->input_digest, &r->input_of) && next(c)))
         return 0;
-    if (KEY(c, "output") && !(commitment(c) && next(c)))
+    if (KEY(c, "output") && !(commitment(c, &r->output_digest, &r->output_of) && next(c)))
         return 0;
-    if (KEY(c, "parent") && !(uuid7(c, parent) && next(c)))
+    if (KEY(c, "parent") && !(uuid7(c, parent, &r->parent) && next(c)))
         return 0;
-    if (KEY(c, "quality") && !(quality(c) && next(c)))
+    if (KEY(c, "quality") && !(quality(c, r) && next(c)))
         return 0;
-    if (KEY(c, "request") && !(hex32(c, &request) && next(c)))
+    if (KEY(c, "request") && !(hex32(c, &r->request) && next(c)))
         return 0;
     if (!KEY(c, "started_us") || !amount(c, &r->started_us) || !next(c))
         return 0;
@@ -324,7 +355,7 @@ int record_parse(const uint8_t *data, size_t size, Record *r) {
         return 0;
     if (r->started_us > r->ended_us)
         return 0;
-    if (first.known && (first.value < r->started_us || first.value > r->ended_us))
+    if (first->known && (first->value < r->started_us || first->value > r->ended_us))
         return 0;
     return closed(c) && c->at == c->end;
 }

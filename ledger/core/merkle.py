@@ -23,6 +23,7 @@ __all__ = [
     "consistency_path",
     "consistency_ranges",
     "fold_pairs",
+    "hash_lines",
     "inclusion_path",
     "inclusion_ranges",
     "leaf_hash",
@@ -63,6 +64,14 @@ def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
         hasher.update(leaf)
         hashes.append(hasher.digest())
     return hashes
+
+
+def hash_lines(data: bytes) -> tuple[bytes, bytes]:
+    """Return the leaf hashes, joined, of the newline-ended lines of ``data``, and the tree hash over them."""
+    if _native is not None and (found := _native.lines_hash(data)) is not None:
+        return found
+    hashes = leaf_hashes(data[:-1].split(b"\n")) if data else []
+    return b"".join(hashes), root(hashes)
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

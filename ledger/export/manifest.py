@@ -6,7 +6,7 @@ What the manifest holds and how it is checked is in ``ledger.core.export_layout`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import UNSET
@@ -25,7 +25,7 @@ from ledger.core.export_layout import (
 )
 from ledger.core.keys import PrivateKey
 
-__all__ = ["check_files", "write_manifest"]
+__all__ = ["check_files", "describe", "write_manifest"]
 
 _README = """# Export of a Tallystick log
 
@@ -47,8 +47,9 @@ To verify everything with nothing but the log's key, which you should have from 
 
 def write_manifest(
     directory: Path,
-    rows: Mapping[str, int],
     *,
+    records: Sequence[ManifestFile],
+    statements: int,
     origin: str,
     checkpoint: str,
     scope: Scope,
@@ -59,7 +60,8 @@ def write_manifest(
 
     Args:
         directory: where the files are.
-        rows: number of rows of each Parquet file, by path below ``directory``.
+        records: the record files, which are described already.
+        statements: number of rows of the statements.
         origin: the log's name.
         checkpoint: the signed note that the statements are proven against.
         scope: what was exported.
@@ -67,16 +69,16 @@ def write_manifest(
         log_key: the log's key.
     """
     (directory / README_FILE).write_text(_README, encoding="utf-8")
-    paths = sorted([*rows, README_FILE])
+    others = (describe(directory, STATEMENTS_FILE, statements), describe(directory, README_FILE))
     manifest = Manifest(
         origin=origin,
         checkpoint=checkpoint,
         created_us=created_us,
         software=f"tallystick {ledger.__version__}",
         scope=scope,
-        records=sum(count for path, count in rows.items() if path != STATEMENTS_FILE),
-        statements=rows[STATEMENTS_FILE],
-        files=tuple(_describe(directory, path, rows.get(path)) for path in paths),
+        records=sum(0 if each.rows is UNSET else each.rows for each in records),
+        statements=statements,
+        files=tuple(sorted((*records, *others), key=lambda each: each.path)),
     )
     data, signature = sign_manifest(manifest, log_key)
     (directory / MANIFEST_FILE).write_bytes(data)
@@ -96,7 +98,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
         what = "is missing" if path in expected else "is not in the manifest"
         raise CorruptError(what, where=path, remedy="copy the whole export again", code="export-files")
     for each in manifest.files:
-        found = _describe(directory, each.path, None)
+        found = describe(directory, each.path)
         if (found.bytes, found.sha256) != (each.bytes, each.sha256):
             raise CorruptError(
                 "is not the file that the manifest lists",
@@ -106,7 +108,8 @@ def check_files(directory: Path, manifest: Manifest) -> None:
             )
 
 
-def _describe(directory: Path, path: str, rows: int | None) -> ManifestFile:
+def describe(directory: Path, path: str, rows: int | None = None) -> ManifestFile:
+    """What a manifest says of the file ``path`` below ``directory``."""
     with (directory / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()

@@ -3,37 +3,133 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ledger.core.errors import RefusedError, UnavailableError
-from ledger.core.export_layout import Scope
+from ledger.core.export_layout import Manifest, ManifestFile, Scope
 from ledger.core.keys import PrivateKey
+from ledger.export.incremental import Base, State, Work, locked_work, read_base, sync_directory
 from ledger.export.manifest import write_manifest
-from ledger.export.partitions import RecordFiles, StatementFile
+from ledger.export.partitions import MAX_PART_ROWS, RecordFiles
 from ledger.export.source import Period, Source, open_source
+from ledger.export.statement_file import StatementRows, read_exported, read_rows, write_statements
 from ledger.store.engine import Store
 
 __all__ = ["ExportSummary", "export_parquet"]
 
+_SEGMENT_ROWS = 2 * MAX_PART_ROWS
+"""Records and statements after which all files are closed: what an interrupted run does again is less."""
+_day_of_path = re.compile(r"records/day=([^/]+)/").match
+
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export holds. ``size_bytes`` is that of all files; ``tree_size`` the checkpoint's."""
+    """What an export holds. ``size_bytes`` is that of all files; ``tree_size`` the checkpoint's.
+
+    ``added_records`` are new against the export that was added to: all of them, if there was none.
+    """
 
     directory: Path
     records: int
+    added_records: int
     statements: int
     every_statement: bool
     files: int
     size_bytes: int
     tree_size: int
+
+
+@dataclass
+class _Run:
+    """One run over the leaves that are not yet exported. Owned by the thread that exports."""
+
+    source: Source
+    work: Work
+    period: Period
+    every_statement: bool
+    base: Base | None
+    state: State
+    durable: bool
+    progress: Callable[[int, int], None] | None = None
+    records: RecordFiles = field(init=False)
+
+    def write(self) -> None:
+        """Write record files and the statements that wait for proofs, segment by segment."""
+        taken = chain(self.base.files if self.base else (), self.state.files)
+        parts = Counter(found[1] for each in taken if (found := _day_of_path(each.path)))
+        self.records = RecordFiles(self.work.export, self.source.deployment, parts)
+        try:
+            self._segments()
+            self.records.close()
+        except BaseException:
+            self.records.abandon()
+            raise
+
+    def _segments(self) -> None:
+        size = self.source.checkpoint.size
+        statements, rows = StatementRows(self.work.statements(self.state.segments)), 0
+        leaves = self.source.leaves(
+            self.period, every_statement=self.every_statement, start=self.state.next_leaf
+        )
+        for leaf in leaves:
+            statements.add(leaf)
+            self.records.add(leaf)
+            rows += leaf.count
+            if rows >= _SEGMENT_ROWS or statements.count >= _SEGMENT_ROWS:
+                self._commit(statements, leaf.index + 1)
+                statements, rows = StatementRows(self.work.statements(self.state.segments)), 0
+            if self.progress is not None:
+                self.progress(leaf.index + 1, size)
+        self._commit(statements, size)
+
+    def _commit(self, statements: StatementRows, next_leaf: int) -> None:
+        """End a segment: close its files and say that they are finished."""
+        statements.close()
+        files = self.records.finish()
+        state = replace(
+            self.state,
+            next_leaf=next_leaf,
+            segments=self.state.segments + 1,
+            files=(*self.state.files, *files),
+        )
+        if self.durable:
+            _sync_file(self.work.statements(self.state.segments))
+            for folder in {(self.work.export / each.path).parent for each in files}:
+                sync_directory(folder)
+            self.work.save(state)
+        self.state = state
+
+    def finish(self, created_us: int, log_key: PrivateKey, scope: Scope) -> Manifest:
+        """Put together the export from what is finished."""
+        earlier = [read_exported(self.base.directory)] if self.base else []
+        waiting = [read_rows(self.work.statements(n)) for n in range(self.state.segments)]
+        statements = write_statements(
+            self.work.export, chain.from_iterable([*earlier, *waiting]), self.source.tiles
+        )
+        if self.base is not None:
+            self.work.share(self.base)
+        return write_manifest(
+            self.work.export,
+            records=(*(self.base.files if self.base else ()), *self.state.files),
+            statements=statements,
+            origin=self.source.checkpoint.origin,
+            checkpoint=self.source.note,
+            scope=scope,
+            created_us=created_us,
+            log_key=log_key,
+        )
 
 
 def export_parquet(
@@ -44,6 +140,7 @@ def export_parquet(
     from_us: int | None = None,
     to_us: int | None = None,
     every_statement: bool | None = None,
+    resume: bool = False,
     created_us: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportSummary:
@@ -54,17 +151,19 @@ def export_parquet(
 
     Args:
         source: the store to read; it can go on appending.
-        directory: where to write; must not exist, or be empty.
+        directory: where to write; must not exist, or be empty, unless ``resume``.
         log_key: the log's key, which signs the manifest.
         from_us: start of the period, Unix microseconds.
         to_us: end of the period, not included.
         every_statement: whether to give all statements of the log, which shows that no record was left out;
             by default only for an export without a period.
+        resume: whether to go on with an export that was interrupted, and to add what is new to one that is
+            there. What is begun then stays after a failure, in ``.NAME.partial`` beside the directory.
         created_us: the time to state; now by default.
         progress: called with (leaves done, leaves of the log).
 
     Raises:
-        RefusedError: the directory is not empty.
+        RefusedError: the directory is not empty; or it cannot be added to.
         InvalidError: the period is empty, or ``log_key`` is not the log's.
         CorruptError: the ledger does not prove what would be exported.
         UnavailableError: it cannot be written.
@@ -72,77 +171,100 @@ def export_parquet(
     period = Period(from_us, to_us)
     if every_statement is None:
         every_statement = period.is_all
+    scope = Scope(
+        statements="all" if every_statement else "needed",
+        from_us=UNSET if from_us is None else from_us,
+        to_us=UNSET if to_us is None else to_us,
+    )
     target = Path(directory).absolute()
-    _check_free(target)
-    opened = open_source(source, log_key)
-    work = target.parent / f".{target.name}.{secrets.token_hex(8)}"
-    try:
-        work.mkdir(parents=True)
-        rows = _write(opened, work, period, every_statement=every_statement, progress=progress)
-        manifest = write_manifest(
-            work,
-            rows,
-            origin=opened.checkpoint.origin,
-            checkpoint=opened.note,
-            scope=Scope(
-                statements="all" if every_statement else "needed",
-                from_us=UNSET if from_us is None else from_us,
-                to_us=UNSET if to_us is None else to_us,
-            ),
-            created_us=time.time_ns() // 1000 if created_us is None else created_us,
-            log_key=log_key,
-        )
-        sizes = _sync(work)
+    if not resume:
         _check_free(target)
-        work.rename(target)
-        _sync_directory(target.parent)
+    opened = open_source(source, log_key)
+    try:
+        with locked_work(target) if resume else _own_work(target) as work:
+            base = read_base(target, opened, scope, log_key) if resume else None
+            if base is not None and base.size == opened.checkpoint.size:
+                shutil.rmtree(work.directory)  # of a run that was cut off after its last step
+                return _summary(target, base.manifest, 0, opened)
+            run = _Run(
+                opened,
+                work,
+                period,
+                every_statement,
+                base,
+                _begin(work, base, opened, scope),
+                resume,
+                progress,
+            )
+            run.write()
+            now_us = time.time_ns() // 1000
+            manifest = run.finish(now_us if created_us is None else created_us, log_key, scope)
+            _sync(work.export)
+            if not resume:
+                _check_free(target)
+            work.publish(target)
     except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
         raise UnavailableError(
             f"could not write the export: {error.strerror or error}",
             where=str(target),
-            remedy="make room, or write to another disk; nothing is left behind",
+            remedy="make room, or write to another disk; "
+            + ("then run it again, it goes on from there" if resume else "nothing is left behind"),
             code="export-failed",
         ) from error
+    return _summary(target, manifest, sum(_rows(run.state.files)), opened)
+
+
+@contextmanager
+def _own_work(target: Path) -> Iterator[Work]:
+    """A folder for one run alone, which is removed if it fails."""
+    work = Work(target.parent / f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        work.directory.mkdir(parents=True)
+        yield work
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work.directory, ignore_errors=True)
         raise
+
+
+def _begin(work: Work, base: Base | None, source: Source, scope: Scope) -> State:
+    """What to go on from: the state of an interrupted run, if it was the same work, or the beginning."""
+    size = source.checkpoint.size
+    state = work.load()
+    digest, first = ("", 0) if base is None else (base.digest, base.size)
+    if state is not None:
+        same = (state.origin, state.scope, state.base) == (source.checkpoint.origin, scope, digest)
+        # Finished files may hold what was erased since.
+        if not same or state.next_leaf > size or source.erased_since(state.known_size):
+            state = None
+    if base is not None and source.erased_since(base.size):
+        raise RefusedError(
+            "records were erased since it was made, and their bytes may be in it",
+            where=str(base.directory),
+            remedy="export anew into another folder, and remove this one",
+            code="export-erased",
+        )
+    work.clear(state)
+    if state is not None:
+        return state
+    return State(origin=source.checkpoint.origin, scope=scope, base=digest, known_size=size, next_leaf=first)
+
+
+def _summary(target: Path, manifest: Manifest, added: int, source: Source) -> ExportSummary:
+    sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
     return ExportSummary(
         directory=target,
         records=manifest.records,
+        added_records=added,
         statements=manifest.statements,
-        every_statement=every_statement,
+        every_statement=manifest.scope.statements == "all",
         files=len(sizes),
         size_bytes=sum(sizes),
-        tree_size=opened.checkpoint.size,
+        tree_size=source.checkpoint.size,
     )
 
 
-def _write(
-    source: Source,
-    work: Path,
-    period: Period,
-    *,
-    every_statement: bool,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, int]:
-    """Write the Parquet files; return their numbers of rows by path."""
-    statements = StatementFile(work)
-    records = RecordFiles(work, source.deployment)
-    size = source.checkpoint.size
-    try:
-        for leaf in source.leaves(period, every_statement=every_statement):
-            statements.add(leaf, source.tiles.inclusion_path(leaf.index))
-            records.add(leaf)
-            if progress is not None:
-                progress(leaf.index + 1, size)
-        statements.close()
-        records.close()
-    except BaseException:
-        statements.abandon()
-        records.abandon()
-        raise
-    return {**statements.rows, **records.rows}
+def _rows(files: Iterable[ManifestFile]) -> Iterator[int]:
+    return (0 if each.rows is UNSET else each.rows for each in files)
 
 
 def _check_free(target: Path) -> None:
@@ -150,28 +272,21 @@ def _check_free(target: Path) -> None:
         raise RefusedError(
             "exists and is not an empty directory",
             where=str(target),
-            remedy="name a new directory; an export is never merged into another",
+            remedy="name a new directory, or add to the export there with --resume",
             code="directory-not-empty",
         )
 
 
-def _sync(work: Path) -> list[int]:
-    """Make all files durable before the rename shows them; return their sizes."""
-    sizes = []
-    for path in sorted(work.rglob("*")):
+def _sync(directory: Path) -> None:
+    """Make all files durable before the rename shows them."""
+    for path in sorted(directory.rglob("*")):
         if path.is_dir():
-            _sync_directory(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        sizes.append(path.stat().st_size)
-    _sync_directory(work)
-    return sizes
+            sync_directory(path)
+        else:
+            _sync_file(path)
+    sync_directory(directory)
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

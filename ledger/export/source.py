@@ -6,8 +6,8 @@ database's housekeeping nor needs memory for more than a page. The checkpoint re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Select, and_, case, or_, select, true
@@ -22,11 +22,9 @@ from ledger.core.note import ED25519, VerifierKey
 from ledger.core.records import (
     MAX_RECORD_BYTES,
     Deployment,
-    Record,
     decode_deployment,
     decode_record_lines,
     document_digest,
-    record_hash,
 )
 from ledger.core.statements import MAX_BATCH_RECORDS, Batch, SignedStatement, decode_statement
 from ledger.core.tiles import TileReader
@@ -72,18 +70,25 @@ class Period:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf: its statement, what its receipt says and, for a batch, those records that are exported."""
+    """A leaf: its statement, what its receipt says and, for a batch, those records that are exported.
+
+    Attributes:
+        lines: the canonical bytes of the exported records, each ended by a newline.
+        count: how many those are.
+        positions: their places in the batch; None: they are all of it, in order.
+        record_hashes: hashes of all records of the batch, joined, where ``lines`` holds only some of them:
+            those of a period, or those whose bytes were not erased.
+    """
 
     index: int
     statement: SignedStatement
     tree_size: int
     registered_s: int
     receipt_signature: bytes
-    positions: list[int] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    lines: list[bytes] = field(default_factory=list)
+    lines: bytes = b""
+    count: int = 0
+    positions: Sequence[int] | None = None
     record_hashes: bytes | None = None
-    """Hashes of all records of the batch, if only some are exported."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,26 @@ class Source:
             raise CorruptError("has another digest", where=f"deployment {digest}", remedy=_REMEDY)
         return deployment
 
-    def leaves(self, period: Period, *, every_statement: bool) -> Iterator[Leaf]:
+    def erased_since(self, size: int) -> bool:
+        """Whether an erasure is among the leaves from ``size`` on."""
+        with self.store.read() as connection:
+            found = connection.scalar(
+                select(_STATEMENT.leaf_index)
+                .where(_STATEMENT.kind == "erasure", _STATEMENT.leaf_index >= size)
+                .limit(1)
+            )
+        return found is not None
+
+    def leaves(self, period: Period, *, every_statement: bool, start: int = 0) -> Iterator[Leaf]:
         """Leaves in order, with the records of ``period``.
 
         Args:
             period: which records.
             every_statement: all leaves; else only those that the records of the period need.
+            start: the first leaf.
         """
         query = _leaves_query(period, every_statement=every_statement)
-        start, page = 0, _FIRST_PAGE
+        page = _FIRST_PAGE
         while start < self.checkpoint.size:
             bounded = query.where(
                 _STATEMENT.leaf_index >= start, _STATEMENT.leaf_index < self.checkpoint.size
@@ -133,7 +149,7 @@ class Source:
                 leaf = Leaf(index, statement, tree_size, registered_s, signature)
                 if block is not None:
                     leaf = _with_records(leaf, block, period)
-                if every_statement or leaf.records or not isinstance(statement.payload, Batch):
+                if every_statement or leaf.count or not isinstance(statement.payload, Batch):
                     yield leaf
             if len(rows) < page:
                 break
@@ -202,18 +218,21 @@ def _with_records(leaf: Leaf, block: bytes, period: Period) -> Leaf:
         data = None
     if data is None:
         raise CorruptError("its records cannot be decompressed", where=where, remedy=_REMEDY)
-    records, lines = decode_record_lines(data, where=f"{where} records")
-    hashes = [record_hash(line) for line in lines]
     payload = leaf.statement.payload
-    if not isinstance(payload, Batch) or merkle.root(hashes).hex() != payload.root:
+    hashes, root = merkle.hash_lines(data) if data[-1:] == b"\n" else (b"", b"")
+    if not isinstance(payload, Batch) or root.hex() != payload.root:
         raise CorruptError("its records do not hash to the statement's root", where=where, remedy=_REMEDY)
+    count = len(hashes) // merkle.HASH_SIZE
+    if payload.first_us in period and payload.last_us in period:  # as the service has checked
+        return replace(leaf, lines=data, count=count)
+    records, lines = decode_record_lines(data, where=f"{where} records")
     positions = [p for p, record in enumerate(records) if record.started_us in period]
-    if len(positions) == len(records):
-        return replace(leaf, positions=positions, records=records, lines=lines)
+    if len(positions) == count:
+        return replace(leaf, lines=data, count=count)
     return replace(
         leaf,
+        lines=b"".join([lines[p] + b"\n" for p in positions]),
+        count=len(positions),
         positions=positions,
-        records=[records[p] for p in positions],
-        lines=[lines[p] for p in positions],
-        record_hashes=b"".join(hashes) if positions else None,
+        record_hashes=hashes if positions else None,
     )

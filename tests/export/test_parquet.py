@@ -35,7 +35,7 @@ from ledger.core.export_layout import (
 from ledger.core.keys import generate_key
 from ledger.core.records import decode_deployment, decode_record, encode_record, record_hash
 from ledger.core.statements import Batch, decode_statement
-from ledger.export import partitions, source
+from ledger.export import parquet, partitions, source, statement_file
 from ledger.export.layout import RECORD_SCHEMA, STATEMENT_SCHEMA
 from ledger.export.manifest import check_files
 from ledger.export.parquet import ExportSummary, export_parquet
@@ -284,9 +284,10 @@ def test_small_buffers_give_the_same_rows(
         "_CONVERT_ROWS": 3,
         "_MAX_BUFFERED_ROWS": 10,
         "_MAX_OPEN_FILES": 1,
-        "_STATEMENT_GROUP_BYTES": 1,
     }.items():
         monkeypatch.setattr(partitions, name, value)
+    monkeypatch.setattr(statement_file, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(parquet, "_SEGMENT_ROWS", 130)
     monkeypatch.setattr(source, "_PAGE_BYTES", 1)
     monkeypatch.setattr(source, "_FIRST_PAGE", 2)
     seen: list[tuple[int, int]] = []
