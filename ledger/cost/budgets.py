@@ -39,6 +39,7 @@ __all__ = [
     "refusal",
     "thresholds_passed",
     "tokens_of",
+    "told",
     "window_of",
 ]
 
@@ -305,6 +306,30 @@ def _retry_after_s(room: Room) -> int | None:
         if left + needed <= budget.limit:
             return max(1, start + length + length // _BUCKETS - room.now_s)
     return length
+
+
+def told(found: Refusal, *, shared: bool = False) -> str:
+    """Why, for whoever made the request. ``shared``: without figures, which are of others too."""
+    room, budget = found.room, found.room.budget
+    ends = datetime.fromtimestamp(window_of(budget.window, room.now_s)[1], UTC)
+    unit = f"{budget.currency} (billionths)" if budget.currency else budget.measure
+    when = (
+        "the request alone is larger than the budget"
+        if found.retry_after_s is None
+        else f"there can be room in {found.retry_after_s} s"
+    )
+    if budget.window in ("day", "month"):
+        when += f"; the {budget.window} ends at {ends:%Y-%m-%dT%H:%M:%SZ}"
+    if shared:
+        return f"the budget {budget.name} is used up: {when}"
+    return (
+        f"the budget {budget.name} allows {budget.limit} {unit} a {_shown(budget.window)}: "
+        f"{room.used} are used, {room.reserved} reserved, {room.wanted} more are wanted; {when}"
+    )
+
+
+def _shown(window: str) -> str:
+    return window if window in ("day", "month") else f"stretch of {window}"
 
 
 def thresholds_passed(budget: Budget, before: int, after: int) -> list[int]:

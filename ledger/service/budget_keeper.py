@@ -1,8 +1,8 @@
 """Owns the thread that answers for budgets: it reserves, counts what was logged, and notes alerts.
 
-It takes all that waits and answers it in one transaction, under a lock that all replicas share: two requests
-never get the same room. Each transaction first counts what was logged since the last one, so that a request is
-held against all that is in the log when it asks.
+It takes all that waits and answers it in one transaction, under a lock that all replicas share: two
+requests never get the same room. Each transaction first counts what was logged since the last one, so that a
+request is held against all that is in the log when it asks.
 """
 
 from __future__ import annotations

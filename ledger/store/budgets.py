@@ -337,12 +337,19 @@ def add_alert(connection: Connection, alert: Alert) -> bool:
 
 
 def alerts(
-    connection: Connection, *, since_s: int = 0, untold: bool = False, limit: int = 1_000
+    connection: Connection,
+    *,
+    since_s: int = 0,
+    untold: bool = False,
+    tenant: str | None = None,
+    limit: int = 1_000,
 ) -> list[Alert]:
     """Alerts, newest first; with ``untold`` those that no webhook took yet, oldest first."""
     rows = table(BudgetAlertRow)
     order = (rows.c.at_s, rows.c.budget, rows.c.tenant, rows.c.percent)
     query = select(rows).where(rows.c.at_s >= since_s).limit(limit)
+    if tenant is not None:
+        query = query.where(rows.c.tenant == tenant)
     if untold:
         query = query.where(rows.c.told_s.is_(None)).order_by(*order)
     else:
