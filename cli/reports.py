@@ -22,6 +22,8 @@ class Format(StrEnum):
     PDF = "pdf"
 
 
+_SHOWN = 20
+"""Findings and differences printed for people; --json has all."""
 REPORT_FILE, SIGNATURE_FILE = "report.json", "report.cose"
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
 
@@ -173,8 +175,8 @@ def verify(
 
     Exit code 0: all of it holds. 1: refuted, and the places that differ are named. 2: it could not be told.
 
-    With --json: verdict (sound, refuted or unknown), signature, export (the verdict on it), differences
-    (where, stated, computed), notes.
+    With --json: verdict (sound, refuted or unknown), signature, export (the verdict on it), findings about it
+    (code, where, what, remedy), gaps (where, why), differences (where, stated, computed), notes.
     """
     from cli.audit import exit_code
     from cli.output import fields, print_json, verdict
@@ -184,8 +186,7 @@ def verify(
         print_json(told)
     else:
         fields((name, str(told[name])) for name in ("signature", "export"))
-        for each in told["differences"]:
-            fields([("differs", f"{each['where']}: stated {each['stated']}, computed {each['computed']}")])
+        _print_places(told)
         fields(("note", text) for text in told["notes"])
         words = {
             "sound": "every figure follows from the log",
@@ -196,13 +197,26 @@ def verify(
     raise typer.Exit(exit_code(told["verdict"]))
 
 
+def _print_places(told: dict[str, Any]) -> None:
+    """What contradicts, each with its place; the first of each kind."""
+    from cli.output import fields
+
+    fields(("refuted", f"{each['where']}: {each['what']}") for each in told["findings"][:_SHOWN])
+    fields(("unread", f"{each['where']}: {each['why']}") for each in told["gaps"][:_SHOWN])
+    for each in told["differences"][:_SHOWN]:
+        fields([("differs", f"{each['where']}: stated {each['stated']}, computed {each['computed']}")])
+    for name in ("findings", "gaps", "differences"):
+        if (more := len(told[name]) - _SHOWN) > 0:
+            fields([("and", f"{more:,} {name} more; --json shows them")])
+
+
 def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path | None) -> dict[str, Any]:
     """Verify a report; see the command."""
     from dataclasses import asdict
 
     from cli.audit import run_audit
     from cli.keys import load_public
-    from ledger.core.errors import CorruptError, InvalidError
+    from ledger.core.errors import CorruptError, InvalidError, TallystickError
     from ledger.export.reports import compare, make_report, open_report
 
     notes: list[str] = []
@@ -217,11 +231,28 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
             "verdict": "refuted",
             "signature": f"does not hold: {error.what}",
             "export": "not checked",
+            "findings": [],
+            "gaps": [],
             "differences": [],
             "notes": notes,
         }
     audited = run_audit(str(export), log_key)
-    computed = make_report(stated.kind, export, scope=stated.scope, subject=stated.subject, inputs=inputs)
+    told = {
+        "verdict": audited.verdict,
+        "signature": "holds",
+        "export": audited.verdict,
+        "findings": [asdict(each) for each in audited.findings],
+        "gaps": [asdict(each) for each in audited.gaps],
+        "differences": [],
+        "notes": notes,
+    }
+    try:
+        computed = make_report(stated.kind, export, scope=stated.scope, subject=stated.subject, inputs=inputs)
+    except TallystickError as error:
+        if audited.verdict != "refuted":
+            raise
+        notes.append(f"the report cannot be made again from this export: {error}")
+        return told
     differences = compare(stated, computed)
     if stated.export_manifest != computed.export_manifest:
         notes.append(
@@ -231,11 +262,7 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
         notes.append("the report was made with an inputs file: pass it with --inputs")
     if stated.software != computed.software:
         notes.append(f"made by {stated.software}, computed by {computed.software}")
-    refuted = audited.verdict == "refuted" or differences
-    return {
-        "verdict": "refuted" if refuted else audited.verdict,
-        "signature": "holds",
-        "export": audited.verdict,
-        "differences": [asdict(each) for each in differences],
-        "notes": notes,
-    }
+    told["differences"] = [asdict(each) for each in differences]
+    if differences:
+        told["verdict"] = "refuted"
+    return told

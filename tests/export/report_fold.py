@@ -43,6 +43,9 @@ INPUTS = {
     "w_in_m3": "400",
     "e_reuse_kwh": "300000",
     "e_res_tot_kwh": "900000",
+    "e_res_goo_kwh": "500000.25",
+    "e_res_ppa_kwh": "300000",
+    "e_res_os_kwh": "99999.75",
 }
 
 
@@ -106,6 +109,9 @@ def make_world(root: Path) -> Iterator[World]:
             CASE factors {pue} END AS pue_milli, input_tokens + output_tokens AS tokens
         FROM read_parquet('{root}/export/records/**/*.parquet')"""
     )
+    connection.execute(
+        f"CREATE VIEW statements AS SELECT * FROM read_parquet('{root}/export/_log/statements.parquet')"
+    )
     yield World(root / "export", records, root / "inputs.json", connection)
     sequencer.stop()
     store.close()
@@ -138,10 +144,31 @@ def text(value: Fraction, places: int) -> str:
 
 
 Keep = Callable[[Record], bool]
+RANGED = {
+    "energy_uj": ("energy_low_uj", "energy_high_uj"),
+    "carbon_ng": ("carbon_low_ng", "carbon_high_ng"),
+}
+"""Figures whose records state a range. One that states none counts with the figure itself."""
 
 
-def total(records: Sequence[tuple[str, Record]], column: str, keep: Keep) -> Fraction:
-    values = (field(record, column) for _, record in records if keep(record))
+def bounded(record: Record, name: str, bound: int | None) -> int | None:
+    """A record's figure, or the low (0) or high (1) end of its range."""
+    value = field(record, name)
+    if bound is None or value is None:
+        return value
+    end = field(record, RANGED[name][bound])
+    return value if end is None else end
+
+
+def column(name: str, bound: int | None) -> str:
+    """The same in SQL."""
+    if name == "records":
+        return "1"
+    return name if bound is None else f"coalesce({RANGED[name][bound]}, {name})"
+
+
+def total(records: Sequence[tuple[str, Record]], name: str, keep: Keep, bound: int | None = None) -> Fraction:
+    values = (bounded(record, name, bound) for _, record in records if keep(record))
     return Fraction(sum(value for value in values if value is not None))
 
 
@@ -159,10 +186,14 @@ class Sum:
     keep: Keep = lambda _: True
     where: str = "true"
 
-    def both(self, world: World, where: str, keep: Keep) -> tuple[str, str]:
-        folded = total(world.records, self.column, lambda r: keep(r) and self.keep(r))
-        column = "1" if self.column == "records" else self.column
-        found = Fraction(int(world.sql(f"coalesce(sum({column}), 0)::VARCHAR", f"{where} AND {self.where}")))
+    @property
+    def ranged(self) -> bool:
+        return self.column in RANGED
+
+    def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
+        folded = total(world.records, self.column, lambda r: keep(r) and self.keep(r), bound)
+        sql = f"coalesce(sum({column(self.column, bound)}), 0)::VARCHAR"
+        found = Fraction(int(world.sql(sql, f"{where} AND {self.where}")))
         return text(folded / self.divisor, self.places), text(found / self.divisor, self.places)
 
 
@@ -176,17 +207,23 @@ class Ratio:
     per: int = 1
     places: int = 6
 
-    def both(self, world: World, where: str, keep: Keep) -> tuple[str, str]:
+    @property
+    def ranged(self) -> bool:
+        return len(self.above) == 1 and self.above[0] in RANGED
+
+    def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
         def has(record: Record) -> bool:
             return keep(record) and all(field(record, name) is not None for name in self.above)
 
-        above = sum(total(world.records, name, has) for name in self.above)
+        above = sum(total(world.records, name, has, bound) for name in self.above)
         folded = above / self.divisor / (total(world.records, self.below, has) / self.per)
         there = " AND ".join(f"{name} IS NOT NULL" for name in self.above)
-        below = "1" if self.below == "records" else self.below
         top, bottom = (
             Fraction(int(world.sql(f"sum({expression})::VARCHAR", f"{where} AND {there}")))
-            for expression in (" + ".join(self.above), below)
+            for expression in (
+                " + ".join(column(name, bound) for name in self.above),
+                column(self.below, None),
+            )
         )
         return text(folded, self.places), text(top / self.divisor / (bottom / self.per), self.places)
 
@@ -201,7 +238,11 @@ class Facility:
     places: int = 9
     mean: bool = False
 
-    def both(self, world: World, where: str, keep: Keep) -> tuple[str, str]:
+    @property
+    def ranged(self) -> bool:
+        return not self.mean
+
+    def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
         chosen = [
             record
             for _, record in world.records
@@ -210,21 +251,39 @@ class Facility:
             and record.energy is not UNSET
             and record.factors is not UNSET
         ]
-        folded = sum((PUE[r.factors] * r.energy.energy_uj for r in chosen), Fraction(0))  # type: ignore[union-attr,index]
-        plain = sum(r.energy.energy_uj for r in chosen)  # type: ignore[union-attr]
-        both = f"{where} AND {self.where} AND pue_milli IS NOT NULL"
-        found = Fraction(int(world.sql("sum(energy_uj * pue_milli::HUGEINT)::VARCHAR", both)), 1000)
-        below = Fraction(int(world.sql("sum(energy_uj)::VARCHAR", both)))
+        folded = sum(
+            (PUE[str(r.factors)] * (bounded(r, "energy_uj", bound) or 0) for r in chosen), Fraction(0)
+        )
+        known = f"{where} AND {self.where} AND pue_milli IS NOT NULL"
+        energy = column("energy_uj", bound)
+        found = Fraction(int(world.sql(f"sum({energy} * pue_milli::HUGEINT)::VARCHAR", known)), 1000)
         if self.mean:
+            plain = sum(bounded(r, "energy_uj", None) or 0 for r in chosen)
+            below = Fraction(int(world.sql("sum(energy_uj)::VARCHAR", known)))
             return text(folded / plain, 6), text(found / below, 6)
         return text(folded / self.divisor, self.places), text(found / self.divisor, self.places)
 
 
 @dataclass(frozen=True)
-class Known:
-    """A figure of statements, which the ledger of these tests fixes."""
+class Of:
+    """A figure of statements or times: one function of the truth, and one query over the Parquet files.
 
-    value: str
+    ``fold`` takes the records of the scope. ``sql`` may use the views ``truth`` and ``statements``, and
+    ``{where}`` for the scope.
+    """
 
-    def both(self, *_: Any) -> tuple[str, str]:
-        return self.value, self.value
+    fold: Callable[[Sequence[Record]], int | Fraction]
+    sql: str
+    divisor: int = 1
+    places: int = 0
+    ranged: bool = False
+
+    def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
+        assert bound is None
+        folded = Fraction(self.fold([record for _, record in world.records if keep(record)]))
+        row = world.connection.execute(self.sql.format(where=where)).fetchone()
+        assert row is not None
+        return (
+            text(folded / self.divisor, self.places),
+            text(Fraction(int(row[0])) / self.divisor, self.places),
+        )

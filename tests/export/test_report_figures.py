@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +13,9 @@ from msgspec import UNSET
 from ledger.export.reports import KINDS, Report
 from ledger.export.reports.document import Figure
 from ledger.export.reports.make import kind_of
+from tests.export.conftest import CREATED_US, DAY_US
 from tests.export.report_fold import (
+    BY_DIGEST,
     INPUTS,
     KG,
     KWH,
@@ -20,20 +23,18 @@ from tests.export.report_fold import (
     M3,
     MWH,
     NANO,
-    PUE,
     Facility,
     Keep,
-    Known,
+    Of,
     Ratio,
     Sum,
     T,
     World,
-    field,
     make_world,
     provider,
     text,
-    total,
 )
+from tests.export.report_ledger import DAYS
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,30 @@ def having(column: str, of: Keep) -> Sum:
     return Sum("records", keep=of, where=f"{column} IS NOT NULL")
 
 
+CORRECTED = """
+SELECT count(*) FROM statements c JOIN truth r ON r.id = c.payload ->> '$.record' AND r.issuer = c.issuer
+    AND sha256('\\x00'::BLOB || r.record) = c.payload ->> '$.record_hash'
+WHERE c.kind = 'correction'"""
+"""Corrections that hold: by the record's own issuer, and of its very bytes."""
+
 FIGURES: dict[str, dict[str, Any]] = {
     "eu-ai-act-log": {
         **COUNTS,
-        "events_lost": Known("9"),
-        "corrected": Known("1"),
-        "erased": Known("1"),
-        "oldest_age_days": Known("30.000"),
+        "events_lost": Of(
+            lambda _: sum(day % 3 for day in range(DAYS)),  # what each day's heartbeat says
+            "SELECT sum((payload ->> '$.dropped')::BIGINT) FROM statements",
+        ),
+        "corrected": Of(lambda records: sum(r.carbon_ng == 5 for r in records), CORRECTED),
+        "erased": Of(
+            lambda _: 1,
+            "SELECT sum(json_array_length(payload, '$.positions')) FROM statements WHERE kind = 'erasure'",
+        ),
+        "oldest_age_days": Of(
+            lambda records: CREATED_US - min(r.started_us for r in records),
+            f"SELECT {CREATED_US} - min(epoch_us(started_at)) FROM truth WHERE {{where}}",
+            DAY_US,
+            3,
+        ),
         "with_quality": having("quality", lambda r: r.quality is not UNSET),
         "with_input_digest": having("input_digest", lambda r: r.input is not UNSET),
         "with_output_digest": having("output_digest", lambda r: r.output is not UNSET),
@@ -143,7 +161,10 @@ FIGURES: dict[str, dict[str, Any]] = {
     "incident": {
         "input_tokens": Sum("input_tokens"),
         "output_tokens": Sum("output_tokens"),
-        "duration": Known("900000"),
+        "duration": Of(
+            lambda records: records[0].ended_us - records[0].started_us,
+            "SELECT epoch_us(ended_at) - epoch_us(started_at) FROM truth WHERE {where}",
+        ),
         "energy": Sum("energy_uj", KWH, 6),
         "carbon_location": Sum("carbon_ng", KG, 6),
     },
@@ -178,24 +199,14 @@ def test_every_figure_of_the_log_equals_a_fold_and_sql(world: World, kind: str) 
     for name, each in FIGURES[kind].items():
         folded, queried = each.both(world, sql, keep)
         assert (found[name].value, folded) == (queried, queried), name
+        assert (found[name].low is not UNSET, found[name].high is not UNSET) == (each.ranged,) * 2, name
+        for bound, end in enumerate((found[name].low, found[name].high) if each.ranged else ()):
+            folded, queried = each.both(world, sql, keep, bound)
+            assert (end, folded) == (queried, queried), (name, bound)
 
 
 def test_every_kind_is_here() -> None:
     assert set(FIGURES) == set(KINDS)
-
-
-def test_ranges_are_sums_of_the_records_own(world: World) -> None:
-    """A record without a range is known as well as its figure."""
-    found = of_the_log(world.report("sci"))
-    for name, column, low, high, divisor in (
-        ("e", "energy_uj", "energy_low_uj", "energy_high_uj", KWH),
-        ("e_times_i", "carbon_ng", "carbon_low_ng", "carbon_high_ng", KG),
-    ):
-        for bound, stated in ((low, found[name].low), (high, found[name].high)):
-            values = [(field(r, column), field(r, bound)) for _, r in world.records]
-            summed = sum(own if value is None else value for own, value in values if own is not None)
-            queried = world.sql(f"sum(coalesce({bound}, {column}))::VARCHAR", "true")
-            assert stated == text(Fraction(summed, divisor), 6) == text(Fraction(int(queried), divisor), 6)
 
 
 # --- with the inputs file ----------------------------------------------------------------------------------
@@ -210,64 +221,137 @@ def stated(name: str) -> Fraction:
     return Fraction(INPUTS[name])
 
 
-def test_figures_with_inputs_add_up(world: World) -> None:
-    records = world.records
-    facility = sum(
-        PUE[r.factors] * r.energy.energy_uj for _, r in records if own(r) and r.energy is not UNSET
-    ) / Fraction(MWH)
-    scope_2 = {
-        "location": total(records, "carbon_ng", own) / T,
-        "market": total(records, "carbon_market_ng", own) / T,
-    }
-    bought = total(records, "carbon_ng", lambda r: not own(r)) / T
-    it_kwh = total(records, "energy_uj", lambda _: True) / KWH
-    whole = {
-        method: stated("scope1_t")
-        + scope_2[method]
-        + stated(f"other_scope2_{method}_t")
-        + bought
-        + stated("other_scope3_t")
-        for method in scope_2
-    }
-    expected: dict[str, dict[str, tuple[Fraction, int]]] = {
-        "esrs-e1": {
-            "energy_fossil": (facility / 5, 9),
-            "energy_nuclear": (facility / 8, 9),
-            "energy_renewable": (facility * Fraction("0.675"), 9),
-            "energy_share_of_total": (100 * facility / stated("total_energy_mwh"), 6),
-            "scope2_location_undertaking": (scope_2["location"] + 100, 9),
-            "scope2_market_undertaking": (scope_2["market"] + 90, 9),
-            "total_location": (whole["location"], 9),
-            "total_market": (whole["market"], 9),
-            "intensity_location": (whole["location"] / 7, 6),
-            "intensity_market": (whole["market"] / 7, 6),
+OWN_SQL = "(provider IS NULL OR provider = 'aws')"
+ALL: Keep = lambda _: True  # noqa: E731
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A figure of the log and the inputs file: ``stated + times * (log's figure)``, or over ``below``."""
+
+    log: tuple[Any, ...] = ()
+    stated: tuple[str, ...] = ()
+    times: Fraction = Fraction(1)
+    below: str = ""
+    places: int = 9
+    ranged: bool = False
+
+    def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
+        """In Python, and in SQL."""
+        parts = [
+            replace(each, places=60).both(world, where, keep, bound if each.ranged else None)
+            for each in self.log
+        ]
+        made = []
+        for sums in zip(*parts, strict=True) if parts else ((), ()):
+            value = self.times * sum(map(Fraction, sums)) + sum(map(stated, self.stated))
+            made.append(text(value / (stated(self.below) if self.below else 1), self.places))
+        return made[0], made[1]
+
+
+OURS, THEIRS = (
+    {"keep": own, "where": OWN_SQL},
+    {"keep": lambda r: not own(r), "where": f"NOT {OWN_SQL}"},
+)
+SCOPE_2 = {
+    "location": Sum("carbon_ng", T, 9, **OURS),
+    "market": Sum("carbon_market_ng", T, 9, **OURS),
+}
+BOUGHT_3 = Sum("carbon_ng", T, 9, **THEIRS)
+
+
+def whole(method: str, **more: Any) -> Mixed:
+    """All three Scopes."""
+    stated = ("scope1_t", f"other_scope2_{method}_t", "other_scope3_t")
+    return Mixed((SCOPE_2[method], BOUGHT_3), stated, **more)
+
+
+def share(percent: str) -> Mixed:
+    """A percentage of the energy with overhead."""
+    return Mixed((Facility(**OURS),), times=Fraction(percent) / 100)
+
+
+MIXED: dict[str, tuple[dict[str, tuple[str, ...]], str, Keep, dict[str, Mixed]]] = {
+    "eu-ai-act-log": ({}, "true", ALL, {}),
+    "eu-ai-act-gpai": (
+        {"model": ("Qwen3-32B",)},
+        "model = 'Qwen3-32B'",
+        lambda r: BY_DIGEST[r.deployment].model == "Qwen3-32B",
+        {"energy_of_model": Mixed((Sum("energy_uj", MWH, 9),), ("training_energy_mwh",), ranged=True)},
+    ),
+    "sci": ({}, "true", ALL, {}),
+    "esrs-e1": (
+        {},
+        "true",
+        ALL,
+        {
+            "energy_fossil": share("20"),
+            "energy_nuclear": share("12.5"),
+            "energy_renewable": share("67.5"),
+            "energy_share_of_total": Mixed(
+                (Facility(**OURS),), times=Fraction(100), below="total_energy_mwh", places=6
+            ),
+            "scope2_location_undertaking": Mixed(
+                (SCOPE_2["location"],), ("other_scope2_location_t",), ranged=True
+            ),
+            "scope2_market_undertaking": Mixed((SCOPE_2["market"],), ("other_scope2_market_t",)),
+            "total_location": whole("location", ranged=True),
+            "total_market": whole("market", ranged=True),  # what was bought has one
+            "intensity_location": whole("location", below="net_revenue_million_eur", places=6),
+            "intensity_market": whole("market", below="net_revenue_million_eur", places=6),
         },
-        "sb-253": {
-            "scope2_location_entity": (scope_2["location"] + 100, 9),
-            "scope2_market_entity": (scope_2["market"] + 90, 9),
-            "scope3_entity": (bought + stated("other_scope3_t"), 9),
+    ),
+    "eu-data-centres": (
+        {"site": ("Karlsruhe 1",)},
+        "site = 'Karlsruhe 1'",
+        lambda r: BY_DIGEST[r.deployment].site == "Karlsruhe 1",
+        {
+            "e_it_recorded_share": Mixed(
+                (Sum("energy_uj", KWH, 6),), times=Fraction(100), below="e_it_kwh", places=6
+            ),
+            "pue": Mixed(stated=("e_dc_kwh",), below="e_it_kwh", places=6),
+            "erf": Mixed(stated=("e_reuse_kwh",), below="e_dc_kwh", places=6),
+            "ref": Mixed(stated=("e_res_tot_kwh",), below="e_dc_kwh", places=6),
+            "wue": Mixed(stated=("w_in_m3",) * 1000, below="e_it_kwh", places=6),
+            "e_res_sum": Mixed(stated=("e_res_goo_kwh", "e_res_ppa_kwh", "e_res_os_kwh"), places=6),
         },
-        "eu-data-centres": {
-            "pue": (Fraction(5, 4), 6),
-            "wue": (Fraction(400 * 1000, 10**6), 6),
-            "erf": (Fraction(300_000, 1_250_000), 6),
-            "ref": (Fraction(900_000, 1_250_000), 6),
+    ),
+    "ghg-protocol": ({}, "true", ALL, {}),
+    "sb-253": (
+        {},
+        "true",
+        ALL,
+        {
+            "scope2_location_entity": Mixed(
+                (SCOPE_2["location"],), ("other_scope2_location_t",), ranged=True
+            ),
+            "scope2_market_entity": Mixed((SCOPE_2["market"],), ("other_scope2_market_t",)),
+            "scope3_entity": Mixed((BOUGHT_3,), ("other_scope3_t",), ranged=True),
         },
-    }
-    for kind, figures in expected.items():
-        found = {f.name: f for section in world.report(kind, inputs=True).sections for f in section.figures}
-        for name, (value, places) in figures.items():
-            assert found[name].value == text(value, places), name
-            assert found[name].basis != "log"
-    one = world.report("eu-data-centres", {"site": ("Karlsruhe 1",)}, inputs=True)
-    (share,) = [f for s in one.sections for f in s.figures if f.name == "e_it_recorded_share"]
-    there = int(world.sql("sum(energy_uj)::VARCHAR", "site = 'Karlsruhe 1'"))
-    assert share.value == text(100 * Fraction(there, KWH) / stated("e_it_kwh"), 6)
-    assert it_kwh > Fraction(there, KWH)
-    model = world.report("eu-ai-act-gpai", {"model": ("Qwen3-32B",)}, inputs=True)
-    (energy,) = [f for s in model.sections for f in s.figures if f.name == "energy_of_model"]
-    used = int(world.sql("sum(energy_uj)::VARCHAR", "model = 'Qwen3-32B'"))
-    assert energy.value == text(12 + Fraction(used, MWH), 9)
+    ),
+    "customer-statement": ({"tenant": ("customer-3",)}, "tenant = 'customer-3'", ALL, {}),
+}
+"""Every figure that needs the inputs file and is not just repeated from it, with the scope."""
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_every_figure_with_inputs_equals_a_fold_and_sql(world: World, kind: str) -> None:
+    where, sql, keep, expected = MIXED[kind]
+    figures = [f for section in world.report(kind, where, inputs=True).sections for f in section.figures]
+    found = {f.name: f for f in figures if f.basis != "log" and f.value is not UNSET}
+    repeated = {name for name in found if name in INPUTS}
+    for name in repeated:
+        assert Fraction(str(found[name].value)) == stated(name)
+    assert set(found) - repeated == set(expected)
+    for name, each in expected.items():
+        folded, queried = each.both(world, sql, keep)
+        assert (found[name].value, folded) == (queried, queried), name
+        if each.ranged:
+            for bound, end in enumerate((found[name].low, found[name].high)):
+                folded, queried = each.both(world, sql, keep, bound)
+                assert (end, folded) == (queried, queried), (name, bound)
+        elif found[name].low is not UNSET:  # of a part without ranges
+            assert found[name].low == found[name].high == found[name].value
 
 
 @pytest.mark.parametrize("kind", KINDS)
