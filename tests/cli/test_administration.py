@@ -99,9 +99,3 @@ def test_a_revoked_api_key_is_refused(service: RunningService, run: Run, tmp_pat
     result = run("records", "list", service.url, "--api-key-file", file, "--json")
     assert result.exit_code == 2
     assert json_of(result)["error"]["code"] == "wrong-key"
-
-
-def test_migrate_leaves_the_evidence_alone(own_ledger: LedgerFolder, run: Run) -> None:
-    assert run("migrate", own_ledger.path).exit_code == 0
-    assert json_of(run("migrate", own_ledger.path, "--json")) == {"directory": str(own_ledger.path)}
-    assert run("audit", own_ledger.path, "--log-key", own_ledger.path / "log.vkey").exit_code == 0

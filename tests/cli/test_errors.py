@@ -30,7 +30,9 @@ FAILING = [
     ("verify", "/nowhere", "--log-key", "/nowhere/log.vkey"),
     ("export", "parquet", "/nowhere", "/nowhere/out"),
     ("serve", "/nowhere"),
-    ("migrate", "/nowhere"),
+    ("db", "upgrade", "/nowhere"),
+    ("db", "current", "/nowhere"),
+    ("db", "check", "/nowhere"),
     ("init", "/dev/null/x", "--origin", "log.example.com"),
 ]
 
