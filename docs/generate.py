@@ -310,6 +310,8 @@ def settings() -> str:
         least, most = of.metadata["least"], of.metadata["most"]
         if isinstance(of.default, bool):
             return "true or false"
+        if isinstance(of.default, str):
+            return "text"
         return f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
 
     return table(
@@ -317,7 +319,7 @@ def settings() -> str:
         (
             (
                 f"`{ENVIRONMENT_PREFIX}{each.name.upper()}`",
-                str(each.default).lower() if isinstance(each.default, bool) else f"{each.default:,}",
+                f"{each.default:,}" if type(each.default) is int else str(each.default).lower(),
                 bounds(each),
                 each.metadata["text"],
             )

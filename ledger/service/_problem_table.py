@@ -281,6 +281,23 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "A time lies before 2020: a clock that was never set, or another unit.",
         "Set the clock; times are Unix microseconds.",
     ),
+    # --- tenants -------------------------------------------------------------------------------------
+    (
+        "other-tenant", 403, "Not your tenant's alone",
+        "The key is bound to a tenant, and the request is about more than that tenant's own records. The "
+        "answer is the same whether or not there is anything of anybody else.",
+        "Ask about your own records, or use a key that is not bound to a tenant.",
+    ),
+    (
+        "bad-tenant", 400, "Tenant not usable",
+        "A tenant is the pseudonym that its records carry: letters, digits and `. _ : ~ -`, at most 64.",
+        "Use that pseudonym.",
+    ),
+    (
+        "too-many-requests", 429, "Too many requests",
+        "The caller asks for more in a second than one may.",
+        "Send again after the time that `Retry-After` names.",
+    ),
     # --- reading -------------------------------------------------------------------------------------
     (
         "out-of-range", 400, "Tree size or index out of range",
@@ -368,5 +385,11 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "corrupt", 500, "Evidence does not verify",
         "What the log stored does not verify: it was changed, cut or mixed up.",
         "Keep what you hold, and tell the operator and the auditor.",
+    ),
+    # --- budgets -------------------------------------------------------------------------------------
+    (
+        "bad-budget", 422, "Bad budget",
+        "The budget's name, measure, limit, window, tenant, currency or alerts are not usable.",
+        "See the members of `POST /budgets`; `where` names the one that is wrong.",
     ),
 )  # fmt: skip

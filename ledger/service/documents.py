@@ -8,11 +8,12 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, Field
 
-from ledger.service.auth import require
+from ledger.service.auth import require, tenant_of
 from ledger.service.openapi import DOCUMENT, answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
 from ledger.store import queries
+from ledger.store.tenancy import own_deployments
 
 __all__ = ["router"]
 
@@ -106,6 +107,13 @@ _PLACED_PRICES = {"digest": _DIGEST, "leaf_index": 4, "prices": _PRICES}
 def _read(request: Request, kind: str, digest: str | None = None) -> list[dict[str, Any]]:
     with service_of(request).store.read() as connection:
         rows = queries.documents(connection, kind, digest=digest)
+        tenant = tenant_of(request)
+        if tenant is not None and (kind == "deployment" or digest is None):
+            # A digest of a factor set or price book is known from a record; a list would show other tenants'.
+            own = own_deployments(connection, tenant) if kind == "deployment" else frozenset()
+            rows = [row for row in rows if row.digest in own]
+            if digest is not None and not rows:
+                raise queries.not_found(f"there is no such {kind} document", f"{kind} {digest}")
     found = []
     for row in rows:
         place: dict[str, Any] = {"digest": row.digest, "leaf_index": row.leaf_index}

@@ -8,16 +8,18 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
+from sqlalchemy import Connection
 
 from ledger.core.errors import InvalidError
 from ledger.core.statements import transparent_statement
 from ledger.core.tlog_proof import TlogProof, format_tlog_proof
-from ledger.service.auth import require
+from ledger.service.auth import require, tenant_of
 from ledger.service.openapi import answers, binary_body, examples
 from ledger.service.registration import COSE, register
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
 from ledger.store import queries
+from ledger.store.tenancy import check_entry
 
 __all__ = ["REGISTRATION_CODES", "router"]
 
@@ -101,7 +103,7 @@ async def register_statement(request: Request) -> Response:
 def get_receipt(entry_id: EntryId, request: Request) -> Response:
     """The receipt that registration gave, byte for byte."""
     with service_of(request).store.read() as connection:
-        index = queries.resolve_entry(connection, entry_id)
+        index = _resolve(connection, entry_id, request)
         receipt = queries.receipt(connection, index)
     return _immutable(receipt, COSE, {"Location": f"/entries/{index}"})
 
@@ -123,7 +125,7 @@ def get_receipt(entry_id: EntryId, request: Request) -> Response:
 def get_statement(entry_id: EntryId, request: Request) -> Response:
     """The statement, exactly as it was signed."""
     with service_of(request).store.read() as connection:
-        statement = queries.statement(connection, queries.resolve_entry(connection, entry_id))
+        statement = queries.statement(connection, _resolve(connection, entry_id, request))
     return _immutable(statement.entry, COSE)
 
 
@@ -150,7 +152,7 @@ def get_statement(entry_id: EntryId, request: Request) -> Response:
 def get_transparent_statement(entry_id: EntryId, request: Request) -> Response:
     """One file that shows what was said, by whom, and that the log has it."""
     with service_of(request).store.read() as connection:
-        index = queries.resolve_entry(connection, entry_id)
+        index = _resolve(connection, entry_id, request)
         statement, receipt = queries.statement(connection, index), queries.receipt(connection, index)
     return _immutable(transparent_statement(statement, [receipt]), COSE)
 
@@ -180,15 +182,15 @@ def get_transparent_statement(entry_id: EntryId, request: Request) -> Response:
 def get_entry_records(entry_id: EntryId, request: Request) -> Response:
     """The very bytes that the statement commits to."""
     with service_of(request).store.read() as connection:
-        index = queries.resolve_entry(connection, entry_id)
-        lines = queries.record_lines(connection, index)
+        index = _resolve(connection, entry_id, request)
+        lines = queries.record_lines(connection, index, tenant=tenant_of(request))
         kind = queries.statement(connection, index).kind
     if kind != "batch":
         raise InvalidError(
             f"the entry is a {kind} statement, which has no records", where=entry_id, code="no-records"
         )
-    if not lines:
-        raise InvalidError("the batch's records were erased", where=entry_id, code="erased")
+    if not lines:  # only a tenant's, whose own issuer logged them
+        raise queries.not_found("there is no such entry", f"entry {entry_id}")
     body = b"".join(line + b"\n" for line in lines)
     return Response(body, headers={"Cache-Control": "private, no-cache"}, media_type="application/x-ndjson")
 
@@ -218,10 +220,21 @@ def get_entry_proof(entry_id: EntryId, request: Request) -> Response:
     """A proof file against the newest checkpoint, to be checked offline with the log's verifier key."""
     with service_of(request).store.read() as connection:
         head = queries.log_head(connection)
-        index = queries.resolve_entry(connection, entry_id)
+        index = _resolve(connection, entry_id, request)
         path = queries.inclusion(connection, index, head.size)
     proof = format_tlog_proof(TlogProof(index, tuple(path), head.checkpoint.encode()))
     return Response(proof, media_type="text/plain; charset=utf-8")
+
+
+def _resolve(connection: Connection, entry_id: str, request: Request) -> int:
+    """The leaf that ``entry_id`` names, if the caller may see it.
+
+    Raises:
+        InvalidError: see ``queries.resolve_entry``.
+    """
+    index = queries.resolve_entry(connection, entry_id)
+    check_entry(connection, tenant_of(request), index, where=f"entry {entry_id}")
+    return index
 
 
 def _immutable(body: bytes, media_type: str, headers: dict[str, str] | None = None) -> Response:

@@ -8,17 +8,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from ledger.core.cose import decode_cbor, encode_cbor
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PublicKey, parse_cose_key, parse_public_pem
 from ledger.core.statements import check_issuer_id
-from ledger.service.auth import require
+from ledger.service.auth import require, tenant_of
 from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
 from ledger.store import queries
+from ledger.store.tenancy import own_issuers
 
 __all__ = ["router"]
 
@@ -106,6 +108,15 @@ _ISSUER = {
 _CHANGE = {"issuer": "gpu-7.example.com/vllm", "kid": _KID, "leaf_index": 1043}
 
 
+def _visible(connection: Connection, request: Request) -> list[queries.IssuerInfo]:
+    """The issuers that the caller may see: a tenant's own, or all."""
+    found, tenant = queries.issuers(connection), tenant_of(request)
+    if tenant is None:
+        return found
+    own = own_issuers(connection, tenant)
+    return [info for info in found if info.issuer in own]
+
+
 def _describe(info: queries.IssuerInfo) -> IssuerDescription:
     keys = [
         KeyDescription(
@@ -136,7 +147,7 @@ def _describe(info: queries.IssuerInfo) -> IssuerDescription:
 def list_issuers(request: Request) -> IssuerList:
     """Who may sign statements of this log, with which keys, and who once could."""
     with service_of(request).store.read() as connection:
-        return IssuerList(issuers=[_describe(info) for info in queries.issuers(connection)])
+        return IssuerList(issuers=[_describe(info) for info in _visible(connection, request)])
 
 
 @router.get(
@@ -150,7 +161,7 @@ def list_issuers(request: Request) -> IssuerList:
 def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
     """One issuer: how far its chain goes, and its keys."""
     with service_of(request).store.read() as connection:
-        for info in queries.issuers(connection):
+        for info in _visible(connection, request):
             if info.issuer == issuer:
                 return _describe(info)
     raise InvalidError("there is no such issuer", where=issuer[:80], code="not-found")

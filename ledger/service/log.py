@@ -7,7 +7,7 @@ import binascii
 import gzip
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, Field
 
 from ledger import __version__
@@ -15,6 +15,7 @@ from ledger.core.cose import encode_cbor
 from ledger.core.errors import InvalidError
 from ledger.core.keys import PublicKey
 from ledger.core.tiles import TILE_HEIGHT, TILE_WIDTH, encode_bundle, parse_tile_path
+from ledger.service.auth import require_unless_public
 from ledger.service.negotiation import quality
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
@@ -73,7 +74,9 @@ def _head(service: Service) -> queries.Head:
     responses=answers(
         "not-found",
         ok={200: examples(_OCTETS, "h'9f64a747...' (32 bytes a hash)", "Hashes, or entries with lengths.")},
+        key=True,
     ),
+    dependencies=[Depends(require_unless_public)],
 )
 def get_tile(
     path: Annotated[
@@ -98,17 +101,18 @@ def get_tile(
         if (size >> (TILE_HEIGHT * (ref.level or 0))) - ref.index * TILE_WIDTH < ref.width:
             raise _no_tile(path)
         if ref.level is not None:
-            return _forever(queries.read_tile(connection, ref.level, ref.index, ref.width))
+            return _forever(request, queries.read_tile(connection, ref.level, ref.index, ref.width))
         entries = queries.read_bundle(connection, ref.index, ref.width)
     bundle, headers = encode_bundle(entries), {"Vary": "Accept-Encoding"}
     if quality(request.headers.get("accept-encoding", ""), "gzip"):
         bundle = gzip.compress(bundle, _GZIP_LEVEL, mtime=0)
         headers["Content-Encoding"] = "gzip"
-    return _forever(bundle, headers)
+    return _forever(request, bundle, headers)
 
 
-def _forever(body: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, headers={"Cache-Control": _FOREVER, **(headers or {})}, media_type=_OCTETS)
+def _forever(request: Request, body: bytes, headers: dict[str, str] | None = None) -> Response:
+    caching = _FOREVER if service_of(request).settings.public_log else _FOREVER.replace("public", "private")
+    return Response(body, headers={"Cache-Control": caching, **(headers or {})}, media_type=_OCTETS)
 
 
 def _no_tile(path: str) -> InvalidError:

@@ -36,6 +36,10 @@ TAGS = [
     {"name": "rollups", "description": "Exact sums over records. Needs the scope `read`."},
     {"name": "issuers", "description": "Who may sign, with which keys. Changing needs the scope `admin`."},
     {"name": "documents", "description": "Deployments and factor sets, by digest. Needs the scope `read`."},
+    {
+        "name": "budgets",
+        "description": "Limits on use, room for a request before it runs, alerts. Setting needs `admin`.",
+    },
     {"name": "problems", "description": "What each problem type means. Public."},
     {"name": "operations", "description": "Health and metrics. Public."},
 ]
@@ -44,7 +48,9 @@ _DESCRIPTION = """\
 Tallystick commits, in a log nobody can rewrite, to which model version produced which tokens, at what energy
 and carbon.
 
-* **Keys.** `Authorization: Bearer tsk_...`, with the scopes `emit`, `read` or `admin` (which implies both).
+* **Keys.** `Authorization: Bearer tsk_...`, with the scopes `emit`, `read` or `admin` (which implies both);
+  or a workload's token (JWT) of a provider that the operator trusts. A key of a tenant sees and logs that
+  tenant's records alone.
 * **Errors** are problem documents (RFC 9457), or concise CBOR ones (RFC 9290) at the SCITT addresses unless
   the `Accept` header names JSON. Each `type` is an address that explains it.
 * **Numbers** are integers with the unit in the name. Sums can pass 2^53: read them as big integers.
@@ -56,7 +62,7 @@ DOCUMENT = "x-document"
 """Marks a member whose schema is that of a signed document: Record, Deployment, FactorSet or PriceBook."""
 
 _ALWAYS = ("bad-parameter", "internal", "storage-failed", "overloaded")
-_WITH_KEY = ("missing-key", "wrong-key", "missing-scope")
+_WITH_KEY = ("missing-key", "wrong-key", "missing-scope", "other-tenant", "too-many-requests")
 
 
 def answers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from ledger import __version__
 from ledger.core.errors import InvalidError, UnavailableError
 from ledger.service import pages
+from ledger.service.auth import require_unless_public
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
@@ -60,8 +61,10 @@ def check_health(request: Request) -> Health:
     summary="Get metrics",
     response_class=Response,
     responses=answers(
-        ok={200: examples("text/plain", "tallystick_tree_size 1043.0\n", "Prometheus' text format.")}
+        ok={200: examples("text/plain", "tallystick_tree_size 1043.0\n", "Prometheus' text format.")},
+        key=True,
     ),
+    dependencies=[Depends(require_unless_public)],
 )
 def get_metrics(request: Request) -> Response:
     """Counters and histograms. No tenant, issuer or record is ever a label."""

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from ledger.core.cose import encode_cbor
 from ledger.core.errors import InvalidError, TallystickError
 from ledger.service import pages
+from ledger.service.auth_rates import retry_after_s
 from ledger.service.negotiation import quality
 from ledger.service.problem_types import PROBLEM_TYPES, ProblemType, problem_type_of
 from ledger.service.routes import StrictRoute
@@ -106,8 +107,10 @@ def error_response(request: Request, error: TallystickError) -> Response:
     if kind.status >= 500:
         instance = _instance()
         _log.error("%s %s: %s [%s]", request.method, request.url.path, error, instance)
+    wait_s = retry_after_s(error)
+    headers = None if wait_s is None else {"Retry-After": str(wait_s)}
     return problem_response(
-        request, kind, error.what, where=error.where, remedy=error.remedy, instance=instance
+        request, kind, error.what, where=error.where, remedy=error.remedy, instance=instance, headers=headers
     )
 
 

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from ledger.core.tiles import TileReader
-from ledger.service.auth import require
+from ledger.service.auth import require, tenant_of
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
 from ledger.store import queries
+from ledger.store.tenancy import check_entry
 
 __all__ = ["router"]
 
@@ -71,6 +72,7 @@ def prove_inclusion(
     with service_of(request).store.read() as connection:
         size = queries.log_head(connection).size if tree_size is None else tree_size
         path = queries.inclusion(connection, leaf_index, size)
+        check_entry(connection, tenant_of(request), leaf_index, where=f"entry {leaf_index}")
         leaf = queries.statement(connection, leaf_index).leaf_hash
         root = TileReader(queries.tile_fetcher(connection), size).root()
     return InclusionProof(

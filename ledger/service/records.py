@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from ledger.core.errors import InvalidError
-from ledger.service.auth import require
+from ledger.service.auth import own_tenant, require, tenant_of
 from ledger.service.openapi import DOCUMENT, answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
@@ -127,7 +127,12 @@ def list_records(
     """
     check_period(from_us, to_us)
     wanted = queries.RecordFilter(
-        from_us=from_us, to_us=to_us, model=model, deployment=deployment, tenant=tenant, issuer=issuer
+        from_us=from_us,
+        to_us=to_us,
+        model=model,
+        deployment=deployment,
+        tenant=own_tenant(request, tenant),
+        issuer=issuer,
     )
     after = None if cursor is None else decode_cursor(cursor)
     with service_of(request).store.read() as connection:
@@ -154,7 +159,7 @@ def list_records(
 def get_record(record_id: RecordId, request: Request) -> Response:
     """One record by its id."""
     with service_of(request).store.read() as connection:
-        found = queries.record_by_id(connection, record_id)
+        found = queries.record_by_id(connection, record_id, tenant=tenant_of(request))
     return Response(msgspec.json.encode(_placed(found)), media_type="application/json")
 
 
@@ -187,7 +192,7 @@ def get_record(record_id: RecordId, request: Request) -> Response:
 def prove_record(record_id: RecordId, request: Request) -> RecordProof:
     """A file that shows offline, with the log's and the issuer's keys alone, that the record was logged."""
     with service_of(request).store.read() as connection:
-        proof = queries.record_proof(connection, record_id)
+        proof = queries.record_proof(connection, record_id, tenant=tenant_of(request))
         checkpoint = queries.log_head(connection).checkpoint
     return RecordProof(
         record=base64.b64encode(proof.found.line).decode(),

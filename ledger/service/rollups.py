@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field, create_model
 
-from ledger.service.auth import require
+from ledger.service.auth import own_tenant, require
 from ledger.service.openapi import answers, examples
 from ledger.service.records import From, To, check_period
 from ledger.service.routes import StrictRoute
@@ -98,6 +98,6 @@ def sum_records(
             to_us=to_us,
             model=model,
             deployment=deployment,
-            tenant=tenant,
+            tenant=own_tenant(request, tenant),
         )
     return Response(msgspec.json.encode({"rows": rows}), media_type="application/json")

@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import UNSET
 from starlette.requests import Request
 
 from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.note import format_vkey
 from ledger.service.auth import ApiKeys
+from ledger.service.auth_rates import Rates
+from ledger.service.auth_tenants import IssuerTenants
+from ledger.service.auth_tokens import Tokens, load_providers
+from ledger.service.budget_keeper import BudgetKeeper
 from ledger.service.limits import Budget
 from ledger.service.metrics import Metrics
 from ledger.service.preparing import Preparer
 from ledger.service.settings import Settings
+from ledger.service.witnessing import Witnessing, load_policy
 from ledger.store import Limits, Sequencer, Store
+from ledger.store.append import Commit
 
 __all__ = ["Service", "service_of"]
 
@@ -28,8 +35,13 @@ class Service:
     sequencer: Sequencer
     metrics: Metrics
     api_keys: ApiKeys
+    tokens: Tokens
+    rates: Rates
+    tenants: IssuerTenants
     budget: Budget
     preparer: Preparer
+    budget_keeper: BudgetKeeper
+    witnessing: Witnessing | None = None
     serving: bool = False
 
     @property
@@ -53,12 +65,24 @@ def make_service(
 ) -> Service:
     """Put a service together. Nothing runs yet."""
     metrics = Metrics()
-    return Service(
+    keeper = BudgetKeeper(store, noted=metrics.observe_alerts)
+
+    def observe(commit: Commit) -> None:
+        metrics.observe_commit(commit)
+        if service.witnessing is not None:
+            service.witnessing.notify()
+        if commit.records:
+            keeper.log_grew()
+
+    service = Service(
         store=store,
         settings=settings,
-        sequencer=Sequencer(store, log_key, published=published, observe=metrics.observe_commit),
+        sequencer=Sequencer(store, log_key, published=published, observe=observe),
         metrics=metrics,
         api_keys=ApiKeys(store, ttl_s=settings.api_key_cache_s),
+        tokens=_tokens(settings),
+        rates=Rates(settings.requests_per_s, settings.body_bytes_per_s),
+        tenants=IssuerTenants(store, ttl_s=settings.api_key_cache_s),
         budget=Budget(settings.max_buffered_bytes),
         preparer=Preparer(
             store,
@@ -66,7 +90,50 @@ def make_service(
             threads=settings.prepare_threads,
             processes=settings.prepare_processes,
         ),
+        budget_keeper=keeper,
     )
+    service.witnessing = _witnessing(service)
+    return service
+
+
+def _witnessing(service: Service) -> Witnessing | None:
+    """Who asks the witnesses of the policy, if there is one.
+
+    Raises:
+        InvalidError, RefusedError: the policy, or an address in it, cannot be used.
+    """
+    from ledger.outgoing import reach_from_environment
+
+    settings = service.settings
+    if not settings.witness_policy:
+        return None
+    return Witnessing(
+        service.store,
+        load_policy(Path(settings.witness_policy)),
+        service.sequencer.verifier_keys,
+        reach=reach_from_environment(),
+        interval_s=settings.witness_interval_ms / 1000,
+        timeout_s=settings.witness_timeout_s,
+        publish_unwitnessed=settings.publish_unwitnessed,
+        observe=service.metrics.observe_witness,
+    )
+
+
+def _tokens(settings: Settings) -> Tokens:
+    """Who checks workloads' tokens.
+
+    Raises:
+        InvalidError, RefusedError: the file of providers, or an address in it, cannot be used.
+    """
+    from ledger.outgoing import check_url, reach_from_environment
+
+    reach, providers, path = reach_from_environment(), None, Path(settings.identity_file)
+    if settings.identity_file:
+        providers = load_providers(path)
+        for each in providers.providers:
+            if each.jwks_url is not UNSET:
+                check_url(each.jwks_url, reach)
+    return Tokens(providers, ttl_s=settings.api_key_cache_s, reach=reach, folder=path.parent)
 
 
 def service_of(request: Request) -> Service:

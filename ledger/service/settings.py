@@ -18,7 +18,7 @@ ENVIRONMENT_PREFIX = "TALLYSTICK_"
 _MIB = 1 << 20
 
 
-def _setting(default: int | bool, text: str, *, least: int = 0, most: int | None = None) -> Any:
+def _setting(default: int | bool | str, text: str, *, least: int = 0, most: int | None = None) -> Any:
     return field(default=default, metadata={"text": text, "least": least, "most": most})
 
 
@@ -68,6 +68,37 @@ class Settings:
     shutdown_s: int = _setting(
         30, "How long running requests may finish after a stop was asked for.", least=1
     )
+    requests_per_s: int = _setting(
+        0,
+        "Requests that one tenant, or one API key without a tenant, may make in a second on average, in "
+        "each process; ten seconds' worth may come at once. 0 is any number.",
+    )
+    body_bytes_per_s: int = _setting(
+        0, "Bytes of bodies that one tenant, or one API key without a tenant, may send in a second; likewise."
+    )
+    public_log: bool = _setting(
+        True,
+        "Whether everybody may read tiles, entries and metrics. They show statements, and so the sums of "
+        "every batch; if false, they need a key of scope `read` that is not bound to a tenant.",
+    )
+    identity_file: str = _setting(
+        "",
+        "JSON file of the providers whose workload tokens (OpenID Connect, JWT) are accepted; empty for none.",
+    )
+    witness_policy: str = _setting(
+        "",
+        "Policy file (C2SP tlog-policy) with the witnesses to be asked for cosignatures and their quorum; "
+        "empty for none. `tallystick serve` takes `witnesses.policy` in the ledger's folder.",
+    )
+    witness_interval_ms: int = _setting(
+        1_000, "Time between two rounds of asking the witnesses about the newest checkpoint.", least=10
+    )
+    witness_timeout_s: int = _setting(10, "How long one witness may take to answer.", least=1)
+    publish_unwitnessed: bool = _setting(
+        False,
+        "Whether GET /checkpoint gives the newest checkpoint before a quorum of witnesses cosigned it. "
+        "Registration waits for witnesses in neither case.",
+    )
     docs: bool = _setting(True, "Whether GET /docs shows the API reference.")
     log_requests: bool = _setting(
         False, "Whether each request is logged: method, path, status, problem, time."
@@ -102,12 +133,15 @@ def settings_from_environment(environment: Mapping[str, str] | None = None, **ov
         name = ENVIRONMENT_PREFIX + each.name.upper()
         text = environment.get(name)
         if text is not None:
-            values[each.name] = _parse(name, text.strip(), boolean=isinstance(each.default, bool))
+            values[each.name] = _parse(name, text.strip(), getattr(Settings, each.name))
     values |= {name: value for name, value in overrides.items() if value is not None}
     return Settings(**values)
 
 
-def _parse(name: str, text: str, *, boolean: bool) -> int | bool:
+def _parse(name: str, text: str, default: int | bool | str) -> int | bool | str:
+    if isinstance(default, str):
+        return text
+    boolean = isinstance(default, bool)
     if boolean and text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
     if not boolean and text.isascii() and text.isdigit():

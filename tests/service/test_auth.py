@@ -39,6 +39,8 @@ NEEDS: list[tuple[str, str, set[str]]] = [
     ("GET", f"/deployments/{KID}", {"emit", "read", "admin"}),
     ("GET", "/factors", {"emit", "read", "admin"}),
     ("GET", f"/factors/{KID}", {"emit", "read", "admin"}),
+    ("GET", "/prices", {"emit", "read", "admin"}),
+    ("GET", f"/prices/{KID}", {"emit", "read", "admin"}),
 ]
 PUBLIC = [
     "/healthz", "/metrics", "/checkpoint", "/tile/0/000.p/1", "/tile/entries/000.p/1", "/log",

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, select
 
 from ledger import zstd
+from ledger.core.erased import erased_hash, line_hash
 from ledger.core.errors import CorruptError, InvalidError
-from ledger.core.merkle import inclusion_path, leaf_hash
+from ledger.core.merkle import inclusion_path
 from ledger.core.records import MAX_RECORD_BYTES, Record, decode_record
 from ledger.core.statements import MAX_BATCH_RECORDS
 from ledger.store.queries._common import not_found
@@ -70,14 +71,27 @@ class RecordProof:
     receipt: bytes
 
 
-def record_lines(connection: Connection, leaf_index: int) -> list[bytes]:
-    """The canonical bytes of a batch's records, in order. None for other kinds."""
+def record_lines(connection: Connection, leaf_index: int, *, tenant: str | None = None) -> list[bytes]:
+    """The canonical bytes of a batch's records, in order. None for other kinds.
+
+    Where a record was erased, its line is that of ``core.erased``.
+
+    Args:
+        connection: a snapshot.
+        leaf_index: the batch.
+        tenant: only this tenant's records, if it is given.
+    """
     rows = table(StatementRow)
     query = select(rows.c.records).where(rows.c.leaf_index == leaf_index)
     row = connection.execute(query).one_or_none()
     if row is None:
         raise not_found("there is no such entry", f"entry {leaf_index}")
-    return [] if row.records is None else split_block(row.records, leaf_index)
+    lines = [] if row.records is None else split_block(row.records, leaf_index)
+    if tenant is None:
+        return lines
+    where = f"leaf {leaf_index}"
+    present = [line for line in lines if erased_hash(line) is None]
+    return [line for line in present if decode_record(line, where=where).tenant == tenant]
 
 
 def split_block(block: bytes, leaf_index: int) -> list[bytes]:
@@ -115,27 +129,38 @@ def place_of(connection: Connection, record_id: str) -> tuple[int, int]:
     index = table(RecordIndex)
     place = connection.execute(select(index.c.place).where(index.c.id == key)).scalar_one_or_none()
     if place is None:
-        raise not_found("there is no such record", f"record {record_id}")
+        raise _no_record(record_id)
     leaf_index, position = divmod(int(place), PLACES_PER_LEAF)
     return leaf_index, position
 
 
-def record_by_id(connection: Connection, record_id: str) -> Found:
-    """One record."""
+def record_by_id(connection: Connection, record_id: str, *, tenant: str | None = None) -> Found:
+    """One record; of ``tenant``, if that is given: another's is as if it were not there."""
     leaf_index, position = place_of(connection, record_id)
+    if tenant is not None:
+        slices = table(BatchSlice)
+        own = select(slices.c.leaf_index).where(slices.c.leaf_index == leaf_index, slices.c.tenant == tenant)
+        if connection.execute(own.limit(1)).one_or_none() is None:
+            raise _no_record(record_id)
     rows = table(StatementRow)
     issuer = connection.execute(select(rows.c.issuer).where(rows.c.leaf_index == leaf_index)).scalar_one()
-    lines = record_lines(connection, leaf_index)
-    if not lines:
+    line = record_lines(connection, leaf_index)[position]
+    if erased_hash(line) is not None:
         raise InvalidError("this record's bytes were erased", where=f"record {record_id}", code="erased")
-    line = lines[position]
-    return Found(leaf_index, position, issuer, line, decode_record(line, where=f"leaf {leaf_index}"))
+    record = decode_record(line, where=f"leaf {leaf_index}")
+    if tenant is not None and record.tenant != tenant:
+        raise _no_record(record_id)
+    return Found(leaf_index, position, issuer, line, record)
 
 
-def record_proof(connection: Connection, record_id: str) -> RecordProof:
+def _no_record(record_id: str) -> InvalidError:
+    return not_found("there is no such record", f"record {record_id}")
+
+
+def record_proof(connection: Connection, record_id: str, *, tenant: str | None = None) -> RecordProof:
     """A record with its path in its statement, the statement and the receipt."""
-    found = record_by_id(connection, record_id)
-    hashes = [leaf_hash(line) for line in record_lines(connection, found.leaf_index)]
+    found = record_by_id(connection, record_id, tenant=tenant)
+    hashes = [line_hash(line) for line in record_lines(connection, found.leaf_index)]
     stored = receipt_row(connection, found.leaf_index)
     return RecordProof(
         found,
@@ -183,6 +208,8 @@ def iterate_records(
             lines = split_block(row.records, row.leaf_index)
             for position in range(skip if row.leaf_index == leaf else 0, len(lines)):
                 line = lines[position]
+                if erased_hash(line) is not None:
+                    continue
                 record = decode_record(line, where=f"leaf {row.leaf_index}")
                 if _matches(record, wanted, deployments):
                     yield Found(row.leaf_index, position, row.issuer, line, record)
