@@ -26,6 +26,7 @@ from cli import (
     records,
     reports,
     serve,
+    settlement,
     spool,
     trace,
     verify,
@@ -95,6 +96,7 @@ app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(correction.app, name="correction")
 app.add_typer(export.app, name="export")
 app.add_typer(reports.app, name="report")
+app.add_typer(settlement.app, name="settlement")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
 command(app, *trace.EXAMPLES)(trace.trace)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -40,7 +41,14 @@ from ledger.core.statements import (
     verify_statement,
 )
 
-__all__ = ["Settled", "SettledBatch", "SettledRecord", "is_settlement", "verify_settlement"]
+__all__ = [
+    "Settled",
+    "SettledBatch",
+    "SettledRecord",
+    "is_settlement",
+    "proven_by_settlement",
+    "verify_settlement",
+]
 
 _KEEP = "keep the file as evidence, and get the bundle again"
 _MAX_MESSAGES = 100
@@ -130,6 +138,31 @@ def verify_settlement(
             f"cannot be read: {error.strerror}", where=str(path), code="no-such-file"
         ) from None
     return check.settled()
+
+
+def proven_by_settlement(settled: Settled) -> tuple[str, ...]:
+    """What a bundle without findings shows, sentence by sentence."""
+    header, checkpoint = settled.header, settled.checkpoint
+    if header is None or checkpoint is None:
+        return ()
+    begin = "the beginning" if header.from_us is UNSET else _day(header.from_us)
+    end = "the end" if header.to_us is UNSET else _day(header.to_us)
+    issuers = sorted({each.issuer for each in header.issuers})
+    restated = f", {settled.corrected_records} of them restated" if settled.corrected_records else ""
+    return (
+        f"the log {checkpoint.origin} sealed this bundle of {settled.records} records of tenant "
+        f"{header.tenant}, started from {begin} to before {end}{restated}",
+        f"each record is, to the byte, in one of {len(settled.batches)} statements that {', '.join(issuers)} "
+        f"signed and the log's tree of {checkpoint.size} leaves has, with a receipt for each",
+        f"{len(settled.totals)} totals by day and model follow from the records",
+    )
+
+
+def _day(time_us: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, OSError, ValueError):
+        return f"microsecond {time_us}"
 
 
 class _Check:
@@ -387,6 +420,10 @@ class _Check:
     def _seal(self, line: form.Seal, where: str) -> None:
         if self._header is None:
             raise CorruptError("a seal without a header", code="bad-settlement")
+        self._findings.note(
+            "that nothing is missing is the log's word: compare it with your own log (`tallystick settlement "
+            "dispute`)"
+        )
         self._sealed = form.open_seal(line, self._origin, self._publics, where=where)
 
     def _finish(self) -> None:

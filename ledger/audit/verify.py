@@ -16,12 +16,14 @@ from ledger.audit.export import ExportSource
 from ledger.audit.record_proof import RecordProof, decode_record_proof
 from ledger.audit.report import AuditReport, Finding, Findings, Gap, Verdict
 from ledger.audit.run import audit, parse_log_key
+from ledger.audit.settlement import is_settlement, proven_by_settlement, verify_settlement
 from ledger.audit.trace import verify_trace
 from ledger.core import cose
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
 from ledger.core.errors import CorruptError, InvalidError, TallystickError
 from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.log_keys import parse_log_keys
 from ledger.core.merkle import root_from_inclusion
 from ledger.core.note import MAX_NOTE_BYTES, VerifierKey, parse_note, parse_vkey
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
@@ -49,7 +51,7 @@ class VerifyReport:
     Args:
         verdict: ``sound``, ``refuted`` or ``unknown`` (something needed is missing).
         kind: ``receipt``, ``transparent-statement``, ``statement``, ``tlog-proof``, ``checkpoint``,
-            ``record-proof``, ``export``, or empty if it is none of these.
+            ``record-proof``, ``trace``, ``settlement``, ``export``, or empty if it is none of these.
         source: what was verified.
         proves: what is shown, sentence by sentence; empty unless the verdict is ``sound``.
         findings: what does not hold.
@@ -101,6 +103,8 @@ def verify_file(
             report.verdict, "export", str(path), proves, report.findings, report.gaps, report.notes, report,
             time.perf_counter() - begun,
         )  # fmt: skip
+    if path.is_file() and is_settlement(path):
+        return _verify_settlement(path, log_vkey, begun)
     return verify_data(
         _read(path),
         log_vkey,
@@ -162,6 +166,16 @@ def _read(path: Path) -> bytes:
             code="too-large",
         )
     return data
+
+
+def _verify_settlement(path: Path, log_vkey: str, begun: float) -> VerifyReport:
+    settled = verify_settlement(path, parse_log_keys(log_vkey))
+    findings = settled.findings
+    proves = proven_by_settlement(settled) if findings.verdict == "sound" else ()
+    return VerifyReport(
+        findings.verdict, "settlement", str(path), proves, tuple(findings.kept), tuple(findings.gaps),
+        tuple(findings.notes), None, time.perf_counter() - begun,
+    )  # fmt: skip
 
 
 def _proven_by_export(report: AuditReport) -> tuple[str, ...]:
