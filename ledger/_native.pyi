@@ -39,6 +39,9 @@ def record_columns(data: bytes, /) -> list[tuple[Any, ...]] | None:
 def record_lines(data: bytes, /) -> list[bytes] | None:
     """The lines of newline-ended canonical records, if all of them certainly hold."""
 
+def pack_pair(input: Any, output: Any, /) -> bytes | None:
+    """Both's token ids as ``pack_tokens`` after their counts, two int64, little-endian; -1 for None."""
+
 def pack_tokens(tokens: Iterable[int], /) -> bytes | None:
     """Token ids of a list, a tuple or an array as uint32, little-endian."""
 
@@ -55,8 +58,8 @@ def unmatched(
 def commit(kind: bytes, unit: int, content: bytes, salt: bytes, /) -> bytes | None:
     """The digest that commits to ``content``, which counts as ``len(content) // unit``."""
 
-def commit_tokens(key: bytes, info: bytes, tokens: Iterable[int], /) -> str | None:
-    """The digest, in hexadecimal, over the ids of a list or tuple under the salt ``hmac(key, info)``."""
+def commit_salted(key: bytes, info: bytes, content: bytes, /) -> str | None:
+    """The digest, in hexadecimal, over packed token ids under the salt ``hmac(key, info)``."""
 
 def hmac(key: bytes, message: bytes, /) -> bytes | None:
     """HMAC-SHA256."""

@@ -16,6 +16,7 @@
 
 #define CHUNK_BYTES 256
 #define SALT_SIZE 32
+#define PAIR_HEAD 16
 #define FEW_CHUNKS 64
 #define FEW_LEAVES 64 /* below that, giving up the interpreter lock takes longer than it lasts */
 
@@ -156,29 +157,43 @@ static void store_le32(uint8_t *out, uint32_t value) {
     out[3] = (uint8_t)(value >> 24);
 }
 
-/* The value of a plain integer within 32 bits, or -1. Most fit one digit, which needs no call. */
-static inline int64_t token_of(PyObject *item) {
+/* Plain integers of one digit, which most ids are, and their values. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define IS_SHORT(item)                                            \
+    (PyUnstable_Long_IsCompact((const PyLongObject *)(item)) &&   \
+     PyUnstable_Long_CompactValue((const PyLongObject *)(item)) >= 0)
+#define SHORT_VALUE(item) ((uint32_t)PyUnstable_Long_CompactValue((const PyLongObject *)(item)))
+#else
+#define IS_SHORT(item) (Py_SIZE(item) == 1)
+#define SHORT_VALUE(item) ((uint32_t)((const PyLongObject *)(item))->ob_digit[0])
+#endif
+
+/* The value of a plain integer within 32 bits, or -1. */
+static int64_t token_of(PyObject *item) {
     if (!PyLong_CheckExact(item))
         return -1;
-#if PY_VERSION_HEX >= 0x030C0000
-    if (PyUnstable_Long_IsCompact((const PyLongObject *)item))
-        return (int64_t)PyUnstable_Long_CompactValue((const PyLongObject *)item);
-#else
-    if (Py_SIZE(item) == 1)
-        return ((const PyLongObject *)item)->ob_digit[0];
-#endif
     int overflow;
     const long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
     return overflow || value > UINT32_MAX ? -1 : value;
 }
 
-/* Plain integers within 32 bits; 0 if there is anything else. No Python code runs in between. */
+/* Plain integers within 32 bits; 0 if there is anything else. No Python code runs in between. Eight at a time, with
+ * one branch for all: serving threads wait for this. */
 static int pack_items(PyObject *const *items, Py_ssize_t count, uint8_t *out) {
-    for (Py_ssize_t i = 0; i < count; i++) {
+    for (Py_ssize_t i = 0; i < count;) {
+        int are_short = count - i >= 8;
+        for (int j = 0; are_short && j < 8; j++)
+            are_short &= PyLong_CheckExact(items[i + j]) & IS_SHORT(items[i + j]);
+        if (are_short) {
+            for (int j = 0; j < 8; j++)
+                store_le32(out + 4 * (i + j), SHORT_VALUE(items[i + j]));
+            i += 8;
+            continue;
+        }
         const int64_t value = token_of(items[i]);
         if (value < 0)
             return 0;
-        store_le32(out + 4 * i, (uint32_t)value);
+        store_le32(out + 4 * i++, (uint32_t)value);
     }
     return 1;
 }
@@ -211,28 +226,84 @@ static int packable(const Py_buffer *view) {
            view->format[0] && strchr("iIlLqQ", view->format[0]) && !view->format[1];
 }
 
+/* How many ids there are; -1 if it is another kind of container than a list, a tuple or an array of integers. The
+ * view is the caller's to release if it has an object. */
+static Py_ssize_t count_tokens(PyObject *tokens, PyObject ***items, Py_buffer *view) {
+    Py_ssize_t count = -1;
+    view->obj = NULL;
+    if ((*items = items_of(tokens, &count)))
+        return count;
+    if (PyList_CheckExact(tokens)) { /* an empty one, without memory of its own */
+        static PyObject *none[1];
+        *items = none;
+        return 0;
+    }
+    if (!PyObject_CheckBuffer(tokens))
+        return -1;
+    if (PyObject_GetBuffer(tokens, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
+        PyErr_Clear();
+        view->obj = NULL;
+        return -1;
+    }
+    return packable(view) ? view->len / view->itemsize : -1;
+}
+
 /* Token ids as uint32, little-endian; None if they are not plain integers within 32 bits, or in another kind of
  * container than a list, a tuple or an array. */
 static PyObject *py_pack_tokens(PyObject *self, PyObject *tokens) {
     (void)self;
-    Py_ssize_t count;
-    PyObject **items = items_of(tokens, &count);
-    PyObject *out = NULL;
+    PyObject **items, *out = NULL;
+    Py_buffer view;
     int sound = 0;
-    if (items) {
-        if (count <= PY_SSIZE_T_MAX / 4 && (out = PyBytes_FromStringAndSize(NULL, 4 * count)))
-            sound = pack_items(items, count, raw(out));
-    } else if (PyObject_CheckBuffer(tokens)) {
-        Py_buffer view;
-        if (PyObject_GetBuffer(tokens, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
-            PyErr_Clear();
-            Py_RETURN_NONE;
-        }
-        count = packable(&view) ? view.len / view.itemsize : 0;
-        if (packable(&view) && (out = PyBytes_FromStringAndSize(NULL, 4 * count)))
-            sound = pack_memory(&view, count, raw(out));
+    const Py_ssize_t count = count_tokens(tokens, &items, &view);
+    if (count >= 0 && count <= PY_SSIZE_T_MAX / 4 && (out = PyBytes_FromStringAndSize(NULL, 4 * count)))
+        sound = items ? pack_items(items, count, raw(out)) : pack_memory(&view, count, raw(out));
+    if (view.obj)
         PyBuffer_Release(&view);
+    if (sound)
+        return out;
+    Py_XDECREF(out);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static void store_le64(uint8_t *out, uint64_t value) {
+    store_le32(out, (uint32_t)value);
+    store_le32(out + 4, (uint32_t)(value >> 32));
+}
+
+/* pack_pair(input, output): the ids of both in one piece, after their two counts; -1 for None. None if one is not
+ * to be packed, or if there is neither. */
+static PyObject *py_pack_pair(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 2 || (args[0] == Py_None && args[1] == Py_None))
+        Py_RETURN_NONE;
+    Py_ssize_t counts[2] = {-1, -1};
+    PyObject **items[2] = {NULL, NULL}, *out = NULL;
+    Py_buffer views[2] = {{0}, {0}};
+    int sound = 1;
+    size_t total = 0;
+    for (int i = 0; i < 2 && sound; i++) {
+        if (args[i] == Py_None)
+            continue;
+        counts[i] = count_tokens(args[i], &items[i], &views[i]);
+        sound = counts[i] >= 0 && counts[i] < PY_SSIZE_T_MAX / 16;
+        total += sound ? (size_t)counts[i] : 0;
     }
+    if (sound)
+        sound = (out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(PAIR_HEAD + 4 * total))) != NULL;
+    uint8_t *at = sound ? raw(out) + PAIR_HEAD : NULL;
+    for (int i = 0; i < 2 && sound; i++) {
+        store_le64(raw(out) + 8 * i, (uint64_t)(int64_t)counts[i]);
+        if (counts[i] < 0)
+            continue;
+        sound = items[i] ? pack_items(items[i], counts[i], at) : pack_memory(&views[i], counts[i], at);
+        at += 4 * counts[i];
+    }
+    for (int i = 0; i < 2; i++)
+        if (views[i].obj)
+            PyBuffer_Release(&views[i]);
     if (sound)
         return out;
     Py_XDECREF(out);
@@ -320,36 +391,18 @@ static PyObject *py_commit(PyObject *self, PyObject *const *args, Py_ssize_t cou
     return out;
 }
 
-/* commit_tokens(key, info, tokens): the digest, in hexadecimal, that commits to the ids of a list or a tuple under
- * the salt HMAC(key, info). One call in place of ten: this is done twice for each record. */
-static PyObject *py_commit_tokens(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+/* commit_salted(key, info, content): the digest, in hexadecimal, that commits to packed ids under the salt
+ * HMAC(key, info). */
+static PyObject *py_commit_salted(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (count != 3 || !PyBytes_CheckExact(args[0]) || !PyBytes_CheckExact(args[1]))
-        Py_RETURN_NONE;
-    Py_ssize_t tokens;
-    PyObject **items = items_of(args[2], &tokens);
-    if (!items || tokens > PY_SSIZE_T_MAX / 4)
-        Py_RETURN_NONE;
-    uint8_t few[FEW_CHUNKS * CHUNK_BYTES], *content = few, salt[SALT_SIZE], digest[HASH_SIZE];
-    if ((size_t)tokens > sizeof few / 4 && !(content = PyMem_Malloc((size_t)tokens * 4)))
-        return PyErr_NoMemory();
-    const int sound = pack_items(items, tokens, content);
-    int done = 0;
-    if (sound) {
-        hmac_sha256(raw(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), raw(args[1]),
-                    (size_t)PyBytes_GET_SIZE(args[1]), salt);
-        done = commit('t', content, (size_t)tokens * 4, 4, salt, digest);
-    }
-    if (content != few)
-        PyMem_Free(content);
-    if (PyErr_Occurred())
-        return NULL;
-    if (!sound)
-        Py_RETURN_NONE;
-    if (!done)
-        return PyErr_NoMemory();
     static const char digits[] = "0123456789abcdef";
+    uint8_t salt[SALT_SIZE], digest[HASH_SIZE];
     char text[2 * HASH_SIZE];
+    if (count != 3 || !PyBytes_CheckExact(args[0]) || !PyBytes_CheckExact(args[1]) || !PyBytes_CheckExact(args[2]))
+        Py_RETURN_NONE;
+    hmac_sha256(raw(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), raw(args[1]), (size_t)PyBytes_GET_SIZE(args[1]), salt);
+    if (!commit('t', raw(args[2]), (size_t)PyBytes_GET_SIZE(args[2]), 4, salt, digest))
+        return PyErr_NoMemory();
     for (int i = 0; i < HASH_SIZE; i++) {
         text[2 * i] = digits[digest[i] >> 4];
         text[2 * i + 1] = digits[digest[i] & 15];
@@ -710,6 +763,7 @@ failed:
 static PyMethodDef methods[] = {
     {"batch_facts", py_batch_facts, METH_O, NULL},
     {"is_record", py_is_record, METH_O, NULL},
+    {"pack_pair", (PyCFunction)(void (*)(void))py_pack_pair, METH_FASTCALL, NULL},
     {"pack_tokens", py_pack_tokens, METH_O, NULL},
     {"record_columns", py_record_columns, METH_O, NULL},
     {"record_lines", py_record_lines, METH_O, NULL},
@@ -721,7 +775,7 @@ static PyMethodDef methods[] = {
 /* Only where the processor has the instructions. */
 static PyMethodDef hash_methods[] = {
     {"commit", (PyCFunction)(void (*)(void))py_commit, METH_FASTCALL, NULL},
-    {"commit_tokens", (PyCFunction)(void (*)(void))py_commit_tokens, METH_FASTCALL, NULL},
+    {"commit_salted", (PyCFunction)(void (*)(void))py_commit_salted, METH_FASTCALL, NULL},
     {"fold_pairs", py_fold_pairs, METH_O, NULL},
     {"hmac", (PyCFunction)(void (*)(void))py_hmac, METH_FASTCALL, NULL},
     {"leaf_hash", py_leaf_hash, METH_O, NULL},
@@ -734,7 +788,7 @@ static PyMethodDef hash_methods[] = {
 
 static int execute(PyObject *module) {
     has_hashes = sha256_available();
-    if (PyModule_AddIntConstant(module, "VERSION", 5) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
+    if (PyModule_AddIntConstant(module, "VERSION", 6) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
         return -1;
     return has_hashes ? PyModule_AddFunctions(module, hash_methods) : 0;
 }

@@ -22,7 +22,7 @@ import hmac
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ledger.core import merkle
@@ -34,13 +34,16 @@ __all__ = [
     "CHUNK_TOKENS",
     "ChunkOpening",
     "Opening",
-    "commit_record_tokens",
+    "commit_packed",
     "commit_request",
     "commit_text",
     "commit_tokens",
     "open_chunk",
+    "pack_pair",
     "record_salt",
     "tenant_key",
+    "token_bytes",
+    "unpack_pair",
     "verify_chunk",
     "verify_opening",
 ]
@@ -114,18 +117,37 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
     return packed.tobytes()
 
 
+_pair = struct.Struct("<qq").unpack_from
+_PAIR_HEAD = 16
+
+pack_pair: Callable[[object, object], bytes | None]
+"""The ids of a prompt and of its answer (a list, tuple, array or None each) as one piece for ``unpack_pair``.
+
+Quick enough for a serving thread, where the native part is; None where it is not, or for anything else. A
+thirtieth of the lists' memory, and nothing that another processor core must fetch piece by piece.
+"""
+pack_pair = (lambda _input, _output: None) if _packing is None else _packing.pack_pair
+
+
+def unpack_pair(packed: bytes) -> tuple[bytes | None, bytes | None]:
+    """The ``token_bytes`` of both, None where there were none."""
+    first, second = _pair(packed)
+    middle = _PAIR_HEAD + 4 * max(0, first)
+    return packed[_PAIR_HEAD:middle] if first >= 0 else None, packed[middle:] if second >= 0 else None
+
+
 def commit_tokens(tokens: Sequence[int], salt: bytes) -> bytes:
     """Digest that commits to ``tokens`` under a secret 32-byte ``salt``."""
     return _digest("tokens", token_bytes(tokens), salt)
 
 
-def commit_record_tokens(tokens: Sequence[int], key: bytes, record_id: str, purpose: str) -> str:
-    """``commit_tokens`` under ``record_salt(key, record_id, purpose)``, in hexadecimal."""
+def commit_packed(content: bytes, key: bytes, record_id: str, purpose: str) -> str:
+    """``commit_tokens`` of ``token_bytes`` under ``record_salt(key, record_id, purpose)``, in hexadecimal."""
     if _native is not None:
-        found = _native.commit_tokens(key, _salt_info(record_id, purpose), tokens)
+        found = _native.commit_salted(key, _salt_info(record_id, purpose), content)
         if found is not None:
             return found
-    return commit_tokens(tokens, record_salt(key, record_id, purpose)).hex()
+    return _digest("tokens", content, record_salt(key, record_id, purpose)).hex()
 
 
 def commit_text(text: str, salt: bytes) -> bytes:

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec import UNSET, UnsetType
 
 from ledger.core.canonical import encode_canonical
-from ledger.core.commitments import commit_record_tokens, commit_request, commit_text, record_salt
+from ledger.core.commitments import (
+    commit_packed,
+    commit_request,
+    commit_text,
+    record_salt,
+    token_bytes,
+    unpack_pair,
+)
 from ledger.core.errors import InvalidError
 from ledger.core.price_books import PriceBook
 from ledger.core.records import (
@@ -77,6 +84,8 @@ class Report(NamedTuple):
     """When ``record`` was called, by the steady clock (``time.monotonic_ns``)."""
     reserved: bool = False
     """Whether ``begin`` gave the id."""
+    packed: bytes | None = None
+    """Both ids, packed; they themselves are None then."""
 
 
 _TENANT = Report._fields.index("tenant")
@@ -182,6 +191,7 @@ class Composer:
             rated = self._prices.rate(deployment, digest, report.usage, report.started_us)
             if rated is not None:
                 cost, currency, book = rated.cost_nano, rated.currency, (rated.digest, rated.book)
+        input_ids, output_ids = _content(report)
         record = Record(
             id=report.id,
             deployment=digest,
@@ -197,8 +207,8 @@ class Composer:
             ),
             tenant=UNSET if name == NO_TENANT else self._tenants.pseudonym(name),
             factors=UNSET if carbon is None else self._factors.digest,
-            input=_commitment(report.input_ids, report.input_text, key, report.id, "input"),
-            output=_commitment(report.output_ids, report.output_text, key, report.id, "output"),
+            input=_commitment(input_ids, report.input_text, key, report.id, "input"),
+            output=_commitment(output_ids, report.output_text, key, report.id, "output"),
             energy=_given(energy),
             carbon_ng=UNSET if carbon is None else carbon.carbon_ng,
             carbon_low_ng=UNSET if carbon is None else _given(carbon.carbon_low_ng),
@@ -271,11 +281,19 @@ def _plain_reason(reason: str | None) -> str | UnsetType:
     return re.sub("[^a-z]+", "_", reason.lower()).strip("_")[:_MAX_REASON] or UNSET
 
 
+def _content(report: Report) -> tuple[bytes | None, bytes | None]:
+    """The token ids as bytes, where they are known."""
+    if report.packed is not None:
+        return unpack_pair(report.packed)
+    given, made = report.input_ids, report.output_ids
+    return None if given is None else token_bytes(given), None if made is None else token_bytes(made)
+
+
 def _commitment(
-    ids: Sequence[int] | None, text: str | None, key: bytes, record_id: str, purpose: str
+    ids: bytes | None, text: str | None, key: bytes, record_id: str, purpose: str
 ) -> Commitment | UnsetType:
     if ids is not None:
-        return Commitment(digest=commit_record_tokens(ids, key, record_id, purpose), of="tokens")
+        return Commitment(digest=commit_packed(ids, key, record_id, purpose), of="tokens")
     if text is not None:
         return Commitment(digest=commit_text(text, record_salt(key, record_id, purpose)).hex(), of="text")
     return UNSET

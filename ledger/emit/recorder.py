@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ledger.core.commitments import pack_pair
 from ledger.core.errors import InvalidError, TallystickError, UnavailableError
 from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.records import Deployment, Energy, FactorSet, Quality, Usage
@@ -296,6 +297,9 @@ class Recorder:
             if id is not None:
                 inbox.marks.append((id, time.monotonic_ns(), LOST))
             return record_id
+        packed = pack_pair(input_ids, output_ids)
+        if packed is not None:
+            input_ids = output_ids = None
         queue.append(
             (
                 record_id,
@@ -319,6 +323,7 @@ class Recorder:
                 currency,
                 time.monotonic_ns(),
                 id is not None,
+                packed,
             )
         )
         if inbox.idle:

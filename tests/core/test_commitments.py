@@ -260,10 +260,31 @@ def test_request_commitments_are_hmac():
 )
 def test_the_commitment_of_a_record_is_that_under_its_salt(tokens):
     expected = c.commit_tokens(tokens, c.record_salt(SALT, "id", "input")).hex()
-    assert c.commit_record_tokens(tokens, SALT, "id", "input") == expected
+    assert c.commit_packed(c.token_bytes(tokens), SALT, "id", "input") == expected
 
 
 @pytest.mark.parametrize("tokens", [[-1], [2**32], ["a"], [1.5]])
 def test_a_record_commits_to_no_token_beyond_32_bits(tokens):
     with pytest.raises(InvalidError, match="32 bits"):
-        c.commit_record_tokens(tokens, SALT, "id", "input")
+        c.token_bytes(tokens)
+    assert c.pack_pair(tokens, [1]) is None
+
+
+packed_kinds = token_lists | token_lists.map(tuple) | st.none()
+
+
+@pytest.mark.skipif(c.pack_pair([1], [2]) is None, reason="the native part is not here")
+@given(packed_kinds, packed_kinds)
+def test_a_pair_of_ids_is_packed_and_unpacked(first, second):
+    packed = c.pack_pair(first, second)
+    if first is None and second is None:
+        assert packed is None
+    else:
+        expected = tuple(None if each is None else c.token_bytes(each) for each in (first, second))
+        assert c.unpack_pair(packed) == expected
+
+
+@pytest.mark.parametrize("tokens", ["text", b"bytes", range(3), {1}, [True], [1.0], array.array("d", [1.0])])
+def test_what_is_no_list_of_integers_is_not_packed(tokens):
+    assert c.pack_pair(tokens, [1]) is None
+    assert c.pack_pair([1], tokens) is None
