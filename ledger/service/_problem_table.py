@@ -392,4 +392,14 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "The budget's name, measure, limit, window, tenant, currency or alerts are not usable.",
         "See the members of `POST /budgets`; `where` names the one that is wrong.",
     ),
+    (
+        "log-frozen", 409, "Log frozen",
+        "The log takes nothing any more: its operator closed it, for instance at the end of a year.",
+        "Log with its successor, which the message and GET /log name.",
+    ),
+    (
+        "other-log-key", 500, "Another log key is in force",
+        "The log's key was rotated, but this service still holds the one before.",
+        "The operator starts it again with the new key.",
+    ),
 )  # fmt: skip

@@ -13,9 +13,10 @@ from fastapi import FastAPI
 
 from ledger import __version__
 from ledger.core.errors import TallystickError
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 from ledger.service import (
     batches,
+    budgets,
     documents,
     entries,
     issuers,
@@ -35,11 +36,13 @@ from ledger.store import Store, queries
 __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
-_ROUTERS = (entries, batches, log, proofs, records, rollups, issuers, documents, problems, operations)
+_ROUTERS = (
+    *(entries, batches, log, proofs, records, rollups, issuers, documents, budgets, problems, operations),
+)
 
 
 def create_app(
-    store: Store, log_key: PrivateKey, settings: Settings | None = None, *, published: Path | None = None
+    store: Store, log_key: Signer, settings: Settings | None = None, *, published: Path | None = None
 ) -> FastAPI:
     """The app that serves the log in ``store``.
 
@@ -87,18 +90,26 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     anyio.to_thread.current_default_thread_limiter().total_tokens = service.settings.read_threads
     try:
+        if service.witnessing is not None:
+            await anyio.to_thread.run_sync(service.witnessing.check_before_start)
         await anyio.to_thread.run_sync(service.sequencer.start)
     except TallystickError as error:
         app.state.failure = error  # for whoever runs the server, which only logs it
         raise
     await anyio.to_thread.run_sync(service.preparer.start)
+    service.budget_keeper.start()
     with service.store.read() as connection:
         service.metrics.tree_size.set(queries.log_head(connection).size)
+    if service.witnessing is not None:
+        service.witnessing.start()
     service.serving = True
     _log.info("serving %s", service.origin)
     try:
         yield
     finally:
         service.serving = False
+        if service.witnessing is not None:
+            await anyio.to_thread.run_sync(service.witnessing.stop)
         await anyio.to_thread.run_sync(service.sequencer.stop)
+        await anyio.to_thread.run_sync(service.budget_keeper.stop)
         await anyio.to_thread.run_sync(service.preparer.stop)

@@ -17,7 +17,7 @@ from ledger.service.auth import require, tenant_of
 from ledger.service.openapi import answers, binary_body, examples
 from ledger.service.registration import COSE, register
 from ledger.service.routes import StrictRoute
-from ledger.service.runtime import service_of
+from ledger.service.runtime import newest_note, service_of
 from ledger.store import queries
 from ledger.store.tenancy import check_entry
 
@@ -217,12 +217,15 @@ def get_entry_records(entry_id: EntryId, request: Request) -> Response:
     dependencies=_READ,
 )
 def get_entry_proof(entry_id: EntryId, request: Request) -> Response:
-    """A proof file against the newest checkpoint, to be checked offline with the log's verifier key."""
+    """A proof file against the newest checkpoint, to be checked offline with the log's verifier key.
+
+    With witnesses, against the newest one that their quorum cosigned, once it covers the entry.
+    """
     with service_of(request).store.read() as connection:
-        head = queries.log_head(connection)
         index = _resolve(connection, entry_id, request)
-        path = queries.inclusion(connection, index, head.size)
-    proof = format_tlog_proof(TlogProof(index, tuple(path), head.checkpoint.encode()))
+        size, note = newest_note(connection, service_of(request), index)
+        path = queries.inclusion(connection, index, size)
+    proof = format_tlog_proof(TlogProof(index, tuple(path), note.encode()))
     return Response(proof, media_type="text/plain; charset=utf-8")
 
 

@@ -48,9 +48,18 @@ _GZIP_LEVEL = 5
     ),
 )
 def get_checkpoint(request: Request) -> Response:
-    """The newest tree head that the log signed. Everything it covers is durable and served."""
+    """The newest tree head that the log signed. Everything it covers is durable and served.
+
+    With witnesses, the newest one that their quorum cosigned, with its cosignatures.
+    """
+    service = service_of(request)
+    head = _head(service)
+    note = head.checkpoint
+    if service.witnessing is not None:
+        with service.store.read() as connection:
+            note = service.witnessing.published(connection, head)
     return Response(
-        _head(service_of(request)).checkpoint,
+        note,
         headers={"Cache-Control": "no-store"},
         media_type="text/plain; charset=utf-8",
     )

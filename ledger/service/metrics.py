@@ -6,6 +6,8 @@ record is ever a label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -16,7 +18,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from ledger.service.witnessing import WitnessEvent
 from ledger.store.append import Commit
+from ledger.store.budgets import Alert
 
 __all__ = ["Metrics"]
 
@@ -67,6 +71,32 @@ class Metrics:
             "tallystick_buffered_bytes", "Bytes of request bodies held now.", registry=registry
         )
 
+        self.witness_requests = Counter(
+            "tallystick_witness_requests",
+            "Times that witnesses were asked to cosign, by what came of it.",
+            ["witness", "outcome"],
+            registry=registry,
+        )
+        self.witness_latency = Histogram(
+            "tallystick_witness_seconds",
+            "Time that a witness took to answer.",
+            ["witness"],
+            buckets=_LATENCIES_S,
+            registry=registry,
+        )
+        self.budget_checks = Counter(
+            "tallystick_budget_checks",
+            "Requests that asked their budgets for room.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.budget_alerts = Counter(
+            "tallystick_budget_alerts",
+            "Alerts of budgets, by the percentage that was reached, or refused.",
+            ["percent"],
+            registry=registry,
+        )
+
     def observe_commit(self, commit: Commit) -> None:
         """Count a transaction. Called on the sequencer's thread."""
         self.statements.inc(commit.statements)
@@ -76,6 +106,16 @@ class Metrics:
             self.group.observe(commit.statements)
         self.commit.observe(commit.seconds)
         self.tree_size.set(commit.tree_size)
+
+    def observe_witness(self, event: WitnessEvent) -> None:
+        """Count a witness's answer. Called on the thread that asks."""
+        self.witness_requests.labels(event.witness, event.outcome).inc()
+        self.witness_latency.labels(event.witness).observe(event.seconds)
+
+    def observe_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Count alerts. Called on the thread that keeps budgets."""
+        for alert in alerts:
+            self.budget_alerts.labels(str(alert.percent) if alert.percent else "refused").inc()
 
     def observe_request(self, method: str, route: str, status: int, seconds: float, problem: str) -> None:
         """Count an answered request."""

@@ -14,7 +14,7 @@ from ledger.core.errors import InvalidError
 from ledger.service.auth import own_tenant, require, tenant_of
 from ledger.service.openapi import DOCUMENT, answers, examples
 from ledger.service.routes import StrictRoute
-from ledger.service.runtime import service_of
+from ledger.service.runtime import newest_note, service_of
 from ledger.store import queries
 
 __all__ = ["DEFAULT_PAGE", "From", "To", "check_period", "router"]
@@ -193,7 +193,7 @@ def prove_record(record_id: RecordId, request: Request) -> RecordProof:
     """A file that shows offline, with the log's and the issuer's keys alone, that the record was logged."""
     with service_of(request).store.read() as connection:
         proof = queries.record_proof(connection, record_id, tenant=tenant_of(request))
-        checkpoint = queries.log_head(connection).checkpoint
+        _, checkpoint = newest_note(connection, service_of(request), proof.found.leaf_index)
     return RecordProof(
         record=base64.b64encode(proof.found.line).decode(),
         leaf_index=proof.found.leaf_index,

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import UNSET
+from sqlalchemy import Connection
 from starlette.requests import Request
 
-from ledger.core.keys import PrivateKey, PublicKey
-from ledger.core.note import format_vkey
+from ledger.core.checkpoint import parse_checkpoint_text
+from ledger.core.keys import PublicKey, Signer
+from ledger.core.note import format_vkey, parse_note
 from ledger.service.auth import ApiKeys
 from ledger.service.auth_rates import Rates
 from ledger.service.auth_tenants import IssuerTenants
@@ -20,10 +22,10 @@ from ledger.service.metrics import Metrics
 from ledger.service.preparing import Preparer
 from ledger.service.settings import Settings
 from ledger.service.witnessing import Witnessing, load_policy
-from ledger.store import Limits, Sequencer, Store
+from ledger.store import Limits, Sequencer, Store, queries
 from ledger.store.append import Commit
 
-__all__ = ["Service", "service_of"]
+__all__ = ["Service", "newest_note", "service_of"]
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Service:
 
 
 def make_service(
-    store: Store, log_key: PrivateKey, settings: Settings, *, published: Path | None = None
+    store: Store, log_key: Signer, settings: Settings, *, published: Path | None = None
 ) -> Service:
     """Put a service together. Nothing runs yet."""
     metrics = Metrics()
@@ -134,6 +136,17 @@ def _tokens(settings: Settings) -> Tokens:
             if each.jwks_url is not UNSET:
                 check_url(each.jwks_url, reach)
     return Tokens(providers, ttl_s=settings.api_key_cache_s, reach=reach, folder=path.parent)
+
+
+def newest_note(connection: Connection, service: Service, leaf_index: int) -> tuple[int, str]:
+    """Size and note of the checkpoint to prove a leaf with: the published one, if it covers the leaf."""
+    head = queries.log_head(connection)
+    if service.witnessing is not None:
+        note = service.witnessing.published(connection, head)
+        size = parse_checkpoint_text(parse_note(note.encode()).text).size
+        if leaf_index < size:
+            return size, note
+    return head.size, head.checkpoint
 
 
 def service_of(request: Request) -> Service:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
 DEFAULT_HOST = "127.0.0.1"
 """Other machines reach the service through a proxy that ends TLS, or with --host by choice."""
 DEFAULT_PORT = 8090
+POLICY_FILE = "witnesses.policy"
+"""In a ledger's folder: the witnesses to be asked."""
 _MOST_PROCESSES = 4
 """One process keeps up with the sequencer's own core; a few more are there for bodies that are compressed."""
 _SWITCH_INTERVAL_S = 0.001
@@ -43,6 +46,7 @@ def serve(
     port: int = DEFAULT_PORT,
     settings: Settings | None = None,
     log_level: str = "info",
+    policy: Path | None = None,
 ) -> None:
     """Serve a log until SIGTERM or SIGINT. Statements that wait are logged before it returns.
 
@@ -55,6 +59,7 @@ def serve(
         port: port to listen on.
         settings: what the operator chose; by default from the environment.
         log_level: uvicorn's log level.
+        policy: witnesses to be asked (C2SP tlog-policy), where the settings name none; used if it is there.
 
     Raises:
         InvalidError: something needed is missing or not usable.
@@ -65,12 +70,15 @@ def serve(
         database = database or directory / "ledger.db"
         log_key = log_key or directory / "keys" / "log.pem"
         published = published or directory / "published.checkpoint"
+        policy = directory / POLICY_FILE
     if database is None or log_key is None:
         raise InvalidError(
             "no database and log key were named", remedy="name the folder that `tallystick init` made"
         )
     key = log_key if isinstance(log_key, PrivateKey) else load_private_key(log_key)
     settings = settings or settings_from_environment(prepare_processes=_prepare_processes())
+    if policy is not None and policy.is_file() and not settings.witness_policy:
+        settings = replace(settings, witness_policy=str(policy))
     store = open_store(database)
     try:
         check_revision(store)

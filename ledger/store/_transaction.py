@@ -13,6 +13,7 @@ from typing import TypeAlias
 from sqlalchemy import Connection, select
 
 from ledger.core.errors import TallystickError
+from ledger.core.keys import Signer
 from ledger.core.statements import Payload, sign_statement
 from ledger.store import queries
 from ledger.store._accept import Accepted, accept, chain_head, claim_ids
@@ -31,6 +32,8 @@ class OwnStatement:
 
     build: Callable[[int, str | None], Payload]
     """(seq, prev) -> payload."""
+    key: Signer | None = None
+    """What signs it, where that is not the log's key in force: one that hands over."""
 
 
 Item: TypeAlias = Prepared | OwnStatement
@@ -87,7 +90,8 @@ def _sort_out(
 def _own(connection: Connection, log: Log, tip: Tip, accepted: Accepted, item: OwnStatement) -> Prepared:
     head = chain_head(connection, tip, accepted, log.origin)
     prev = None if head.last_leaf is None else head.last_leaf.hex()
-    return prepare_own(sign_statement(item.build(head.next_seq, prev), issuer=log.origin, key=log.key))
+    key = item.key or log.key
+    return prepare_own(sign_statement(item.build(head.next_seq, prev), issuer=log.origin, key=key))
 
 
 def _known_leaf(connection: Connection, tip: Tip, accepted: Accepted, prepared: Prepared) -> int | None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
 from ledger.core import receipts
-from ledger.core.checkpoint import Checkpoint, sign_checkpoint
-from ledger.core.errors import CorruptError, InvalidError
-from ledger.core.keys import PrivateKey
+from ledger.core.checkpoint import Checkpoint
+from ledger.core.errors import CorruptError
+from ledger.core.keys import Signer
+from ledger.core.log_keys import sign_tree_head
 from ledger.core.merkle import HASH_SIZE
 from ledger.core.statements import Batch
 from ledger.core.tiles import TILE_WIDTH, TileReader, append_tiles, tile_widths
@@ -31,10 +31,14 @@ _KEYS_PER_QUERY = 300
 
 @dataclass(frozen=True)
 class Log:
-    """The log's name and key (Ed25519)."""
+    """The log's name and keys (Ed25519 or ML-DSA-44).
+
+    ``key`` signs everything; those ``beside`` it, which it took over from, sign checkpoints too.
+    """
 
     origin: str
-    key: PrivateKey
+    key: Signer
+    beside: tuple[Signer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def write_group(
     compact.extend(hashes)
     tree = Checkpoint(log.origin, compact.size, compact.root())
     changed = append_tiles(tip.size, hashes, tip.last_tiles)
-    checkpoint = _sign(log, tree)
+    checkpoint = sign_tree_head(tree, (log.key, *log.beside), now_s)
     issued = _issue_receipts(connection, log, group, tree, changed, now_s)
     registrations = [registration for registration, _ in issued]
     _write_statements(connection, group, issued, now_s)
@@ -89,12 +93,6 @@ def write_group(
         level: last.get(level, tip.last_tiles.get(level, b"")) for level, _, w in tile_widths(tree.size) if w
     }
     return Tip(tree.size, tree.root, compact, kept, known), registrations, checkpoint
-
-
-def _sign(log: Log, checkpoint: Checkpoint) -> bytes:
-    if not isinstance(log.key.raw, Ed25519PrivateKey):
-        raise InvalidError("the log's key must be Ed25519", where="log key", code="bad-key")
-    return sign_checkpoint(checkpoint, log.key.raw)
 
 
 def _move_head(connection: Connection, tip: Tip, tree: Checkpoint, checkpoint: bytes) -> None:

@@ -12,27 +12,26 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from msgspec import UNSET
 from sqlalchemy import insert, select
 
-from ledger.core.cose import encode_cbor
-from ledger.core.errors import InvalidError, RefusedError, TallystickError, UnavailableError
-from ledger.core.keys import EDDSA, PrivateKey, PublicKey
+from ledger.core.errors import RefusedError, TallystickError, UnavailableError
+from ledger.core.keys import PublicKey, Signer
+from ledger.core.log_keys import log_verifier_key
 from ledger.core.merkle import EMPTY_ROOT
-from ledger.core.note import ED25519, VerifierKey
-from ledger.core.statements import IssuerKey, check_issuer_id
+from ledger.core.statements import check_issuer_id
 from ledger.store import queries
 from ledger.store._tip import Tip, catch_up, load_tip
 from ledger.store._transaction import Item, Outcome, OwnStatement, append_group
 from ledger.store._write import Log, Registration
 from ledger.store.engine import Store
 from ledger.store.fence import Seen, lock_head
+from ledger.store.log_keys import check_log_key, frozen, key_change, log_verifier_keys
 from ledger.store.prepare import Prepared
 from ledger.store.published import PUBLISH_INTERVAL_S, Publisher
 from ledger.store.startup import check_consistent, check_durable
@@ -62,14 +61,7 @@ class Commit:
     seconds: float
 
 
-def log_verifier_key(origin: str, key: PublicKey) -> VerifierKey:
-    """The verifier key that stands for the log: all that an auditor needs."""
-    if key.alg != EDDSA:
-        raise InvalidError("the log's key must be Ed25519", where="log key", code="bad-key")
-    return VerifierKey.of(origin, ED25519, key.raw_bytes())
-
-
-def create_log(store: Store, log_key: PrivateKey, origin: str) -> None:
+def create_log(store: Store, log_key: Signer, origin: str) -> None:
     """Make an empty log and append its genesis: the statement that names the log's own key.
 
     Leaf 0 lets an auditor who holds the log's key alone learn every other key from the log; and, since the
@@ -87,33 +79,13 @@ def create_log(store: Store, log_key: PrivateKey, origin: str) -> None:
         connection.execute(
             insert(table(LogHead)).values(id=1, origin=origin, size=0, root=EMPTY_ROOT, checkpoint="")
         )
-        genesis = OwnStatement(_key_change("add", origin, log_key.public))
+        genesis = OwnStatement(key_change("add", origin, log_key.public))
         tip = load_tip(connection)
         _, outcomes, _ = append_group(
             connection, Log(origin, log_key), tip, [genesis], now_s=int(time.time())
         )
         if isinstance(outcomes[0], TallystickError):
             raise outcomes[0]
-
-
-def _key_change(
-    action: Literal["add", "rotate", "revoke"], issuer: str, key: PublicKey, reason: str | None = None
-) -> Callable[[int, str | None], IssuerKey]:
-    encoded = UNSET if action == "revoke" else encode_cbor(key.to_cose_key()).hex()
-
-    def build(seq: int, prev: str | None) -> IssuerKey:
-        return IssuerKey(
-            seq=seq,
-            issued_us=time.time_ns() // 1000,
-            prev=UNSET if prev is None else prev,
-            action=action,
-            issuer=issuer,
-            kid=key.kid.hex(),
-            key=encoded,
-            reason=UNSET if reason is None else reason,
-        )
-
-    return build
 
 
 class Sequencer:
@@ -124,7 +96,8 @@ class Sequencer:
 
     Args:
         store: the open, migrated store with a log in it.
-        log_key: the log's private key.
+        log_key: the log's key in force.
+        beside: keys that it took over from and that sign checkpoints too, for who knows these alone.
         published: file that holds the checkpoint last published. Outside the database, so that a
             database restored from an older copy is noticed at the next start.
         observe: called after each transaction, on the sequencer's thread.
@@ -133,8 +106,9 @@ class Sequencer:
     def __init__(
         self,
         store: Store,
-        log_key: PrivateKey,
+        log_key: Signer,
         *,
+        beside: Sequence[Signer] = (),
         published: Path | None = None,
         observe: Callable[[Commit], None] | None = None,
     ) -> None:
@@ -147,9 +121,12 @@ class Sequencer:
         self.seen = Seen()
         self._closed = threading.Event()
         with store.read() as connection:
-            self.log = Log(queries.log_head(connection).origin, log_key)
+            self.log = Log(queries.log_head(connection).origin, log_key, tuple(beside))
+            known = log_verifier_keys(connection)
         self.verifier_key = log_verifier_key(self.log.origin, log_key.public)
-        self._publisher = Publisher(published, self.verifier_key)
+        self.verifier_keys = known if self.verifier_key in known else (self.verifier_key, *known)
+        """All that the log has had, the newest first."""
+        self._publisher = Publisher(published, self.verifier_keys)
 
     def start(self) -> None:
         """Compare database, tiles and published checkpoint, then begin to append.
@@ -160,7 +137,9 @@ class Sequencer:
         """
         with self._store.read() as connection:
             check_durable(connection)
-        tree = check_consistent(self._store, self.verifier_key, self._published)
+            if frozen(connection) is None:  # a frozen log is served, with whichever of its keys
+                check_log_key(connection, self.log)
+        tree = check_consistent(self._store, self.verifier_keys, self._published)
         self.seen.committed(tree.size, tree.root)
         self._thread = threading.Thread(target=self._run, name="tallystick-sequencer", daemon=True)
         self._thread.start()
@@ -186,12 +165,12 @@ class Sequencer:
     def add_key(self, issuer: str, key: PublicKey, *, rotate: bool = False) -> Future[Registration]:
         """Log that ``issuer`` signs with ``key`` from now on."""
         self._check_not_own(issuer)
-        return self._enqueue(OwnStatement(_key_change("rotate" if rotate else "add", issuer, key)))
+        return self._enqueue(OwnStatement(key_change("rotate" if rotate else "add", issuer, key)))
 
     def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
         """Log that ``key`` of ``issuer`` is refused from now on."""
         self._check_not_own(issuer)
-        return self._enqueue(OwnStatement(_key_change("revoke", issuer, key, reason)))
+        return self._enqueue(OwnStatement(key_change("revoke", issuer, key, reason)))
 
     def _check_not_own(self, issuer: str) -> None:
         """The log's key comes with its genesis and stays: receipts would lose their signer."""
@@ -298,6 +277,7 @@ class Sequencer:
             if tip is None or (tip.size, tip.root) != (head.size, head.root):
                 self.seen.admit(connection, head.size, head.root, at_least=at_least)
                 tip = load_tip(connection) if tip is None else catch_up(connection, tip, head)
+                check_log_key(connection, self.log)  # another process may have rotated it, or frozen the log
             tip, outcomes, checkpoint = append_group(connection, self.log, tip, items, now_s=int(time.time()))
         self._tip = tip  # only after the commit
         self.seen.committed(tip.size, tip.root)

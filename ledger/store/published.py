@@ -13,9 +13,8 @@ import os
 import time
 from pathlib import Path
 
-from ledger.core.checkpoint import open_checkpoint
+from ledger.core.checkpoint import LogKeys, open_checkpoint
 from ledger.core.errors import TallystickError
-from ledger.core.note import VerifierKey
 
 __all__ = ["PUBLISH_INTERVAL_S", "Publisher"]
 
@@ -31,7 +30,7 @@ class Publisher:
     Owned by the sequencer's thread.
     """
 
-    def __init__(self, path: Path | None, key: VerifierKey) -> None:
+    def __init__(self, path: Path | None, key: LogKeys) -> None:
         self._path = path
         self._key = key
         self._next = 0.0
@@ -60,7 +59,7 @@ class Publisher:
             _logger.exception("could not write the published checkpoint to %s", self._path)
 
 
-def _advance(path: Path, checkpoint: bytes, key: VerifierKey) -> None:
+def _advance(path: Path, checkpoint: bytes, key: LogKeys) -> None:
     """Replace the file's checkpoint by a newer one, whole and durably; an older one changes nothing."""
     with open(path.with_suffix(".lock"), "a") as lock:  # replicas on this machine take turns
         fcntl.flock(lock, fcntl.LOCK_EX)

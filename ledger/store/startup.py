@@ -10,9 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
 from ledger.core.errors import CorruptError, InvalidError, TallystickError, UnavailableError
-from ledger.core.note import VerifierKey
 from ledger.core.tiles import TileReader
 from ledger.store import queries
 from ledger.store.engine import Store
@@ -47,7 +46,7 @@ def check_durable(connection: Connection) -> None:
         )
 
 
-def check_consistent(store: Store, key: VerifierKey, published: Path | None) -> Checkpoint:
+def check_consistent(store: Store, key: LogKeys, published: Path | None) -> Checkpoint:
     """Compare the head, its checkpoint, the tiles and the published checkpoint.
 
     Returns:
@@ -62,7 +61,7 @@ def check_consistent(store: Store, key: VerifierKey, published: Path | None) -> 
 
 
 def check_database(
-    store: Store, key: VerifierKey, published: Path | None
+    store: Store, key: LogKeys, published: Path | None
 ) -> tuple[int | None, list[TallystickError]]:
     """Everything that would keep a service from serving this database.
 
@@ -107,7 +106,7 @@ def _contradiction(what: str, where: str, code: str = "inconsistent-log") -> Cor
 
 
 def _check(
-    connection: Connection, key: VerifierKey, published: Path | None, note: bytes | None
+    connection: Connection, key: LogKeys, published: Path | None, note: bytes | None
 ) -> Checkpoint:
     head = queries.log_head(connection)
     signed = open_checkpoint(head.checkpoint.encode(), key)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, delete, insert, select, update
+from sqlalchemy import BigInteger, Column, Connection, Integer, delete, insert, select, text, update
 from sqlmodel import Field, SQLModel
 
 from ledger.core.note import Note, NoteSignature, format_note, parse_note
@@ -18,6 +18,9 @@ __all__ = ["Witnessed", "WitnessedRow", "add_cosignatures", "newest_witnessed", 
 
 KEPT = 256
 """Older ones are removed: the newest one with a quorum says all that they say."""
+
+_LOCK = 0x7769_746E_6573
+"""Advisory lock of whoever adds cosignatures: "witnes"."""
 
 _Big = BigInteger().with_variant(Integer, "sqlite")
 
@@ -67,9 +70,10 @@ def add_cosignatures(
 ) -> Witnessed:
     """Add verified cosignatures to the checkpoint of ``size``, whose bare note the log signed.
 
-    To be called in a transaction that holds the write lock of the log's head, so that of two replicas none
-    overwrites what the other one added.
+    To be called in a write transaction; of two replicas, none overwrites what the other one added.
     """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     before = witnessed_at(connection, size)
     parsed = parse_note(note if before is None else before.note.encode())
     signatures = {(each.name, each.key_id): each for each in parsed.signatures}

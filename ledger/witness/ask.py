@@ -51,7 +51,9 @@ class WitnessClient:
             )
         self.url = witness.url.rstrip("/")
         self.size = 0
-        """The largest tree of the log that the witness is known to have cosigned."""
+        """The tree of the log that the witness is taken to have cosigned last."""
+        self.largest = 0
+        """The largest one that it said to have cosigned."""
         self._timeout_s = timeout_s
         self._pool = outgoing.open_pool(self.url, reach)
 
@@ -76,6 +78,7 @@ class WitnessClient:
         """
         checkpoint = parse_checkpoint_text(parse_note(note).text)
         for _ in range(_TRIES):
+            self.largest = max(self.largest, self.size)
             if self.size > checkpoint.size:
                 size, self.size = self.size, 0  # ask afresh next time
                 raise CorruptError(
