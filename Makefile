@@ -22,8 +22,10 @@ FOCUS_STAMP := $(FOCUS)/.installed
 DEMO_DIR ?= demo-data
 SAMPLE_DIR ?= sample-data
 SAMPLE_RECORDS ?= 2000000
+REPORTS_DIR ?= sample-reports
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
+FAULT_MINUTES ?= 1
 
 # The newest Python from 3.11 on; `make PYTHON=/path/to/python` picks another one.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -102,6 +104,10 @@ test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
 
 # vLLM starts processes that import thousands of modules: without compiled ones, each takes a minute.
+.PHONY: postgres
+postgres: $(STAMP) ## Run the tests of everything that uses a database on PostgreSQL, which it starts itself
+	$(BIN)/python -m pytest --database postgresql tests/store tests/service tests/audit tests/export tests/cli
+
 .PHONY: engines
 engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
 	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m pytest tests/engines
@@ -151,12 +157,17 @@ fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 .PHONY: faults
-faults: $(STAMP) ## Kill the service and the recorder again and again; lose nothing (FAULT_ROUNDS=20)
-	TALLYSTICK_FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -m faults --timeout 3600 tests/faults
+faults: $(STAMP) ## Kill services, databases and recorders; lose nothing (FAULT_ROUNDS=20 FAULT_MINUTES=1, TALLYSTICK_FAULT_SEED)
+	TALLYSTICK_FAULT_ROUNDS=$(FAULT_ROUNDS) TALLYSTICK_FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/python -m pytest -m faults --timeout 3600 tests/faults
 
 .PHONY: sample
 sample: $(STAMP) ## Write a month of made-up traffic into a new ledger (SAMPLE_DIR=sample-data SAMPLE_RECORDS=2000000)
 	$(BIN)/python -m benchmarks.sample $(SAMPLE_DIR) --records $(SAMPLE_RECORDS)
+
+.PHONY: sample-reports
+sample-reports: $(STAMP) ## Make and verify every report on the sample, then forge it (SAMPLE_DIR, REPORTS_DIR=sample-reports)
+	test -f $(SAMPLE_DIR)/sample.json || $(MAKE) --no-print-directory sample
+	$(BIN)/python -m benchmarks.reports $(SAMPLE_DIR) $(REPORTS_DIR)
 
 .PHONY: bench
 bench: $(STAMP) ## Measure this machine
