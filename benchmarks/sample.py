@@ -78,11 +78,11 @@ class Model:
 
 
 MODELS = (
-    Model("Sample-8B-Instruct", "awq", 900, 41_000, 120, 400, _CONVERSATION, 40),
-    Model("Sample-32B-Chat", None, 2_900, 150_000, 400, 1_200, _CONVERSATION, 25),
-    Model("Sample-70B-Chat", "fp8", 5_200, 290_000, 700, 2_100, _CONVERSATION, 12),
-    Model("Sample-Coder-14B", "gptq", 1_500, 70_000, 200, 700, _CODE, 18),
-    Model("Sample-Reasoner-120B", "int4", 4_100, 240_000, 900, 3_600, _CONVERSATION, 5),
+    Model("Sample-8B-Instruct", "awq", 9_000, 410_000, 120, 400, _CONVERSATION, 40),
+    Model("Sample-32B-Chat", None, 29_000, 1_500_000, 400, 1_200, _CONVERSATION, 25),
+    Model("Sample-70B-Chat", "fp8", 52_000, 2_900_000, 700, 2_100, _CONVERSATION, 12),
+    Model("Sample-Coder-14B", "gptq", 15_000, 700_000, 200, 700, _CODE, 18),
+    Model("Sample-Reasoner-120B", "int4", 41_000, 2_400_000, 900, 3_600, _CONVERSATION, 5),
 )
 
 

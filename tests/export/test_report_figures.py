@@ -164,9 +164,11 @@ FIGURES: dict[str, dict[str, Any]] = {
         "duration": Of(
             lambda records: records[0].ended_us - records[0].started_us,
             "SELECT epoch_us(ended_at) - epoch_us(started_at) FROM truth WHERE {where}",
+            1000,
+            3,
         ),
-        "energy": Sum("energy_uj", KWH, 6),
-        "carbon_location": Sum("carbon_ng", KG, 6),
+        "energy": Sum("energy_uj", KWH // 1000, 6),
+        "carbon_location": Sum("carbon_ng", KG // 10**6, 6),
     },
 }  # fmt: skip
 """Every figure that follows from the log alone."""

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from msgspec import UNSET, UnsetType, structs
+
 from ledger.export.reports import figures as fig
+from ledger.export.reports.document import Figure
 from ledger.export.reports.facts import Facts
 from ledger.export.reports.figures import Sum
 from ledger.export.reports.inputs import Asked, Inputs
@@ -51,6 +54,32 @@ class Boundary:
         if not rows and (self.own or self.bought):
             return Sum(Fraction(0), Fraction(0), Fraction(0), 0, 0)
         return fig.sum_of(rows, quantity)
+
+    def total(
+        self,
+        side: str,
+        quantity: fig.Quantity,
+        *,
+        name: str,
+        label: str,
+        over: str,
+        reference: str | UnsetType = UNSET,
+    ) -> Figure:
+        """A side's total as a figure; ``over`` says in words which records are on that side."""
+        rows = self.own if side == "own" else self.bought
+        figure = fig.derived(
+            name,
+            label,
+            quantity.unit,
+            self.part(side, quantity),
+            derivation=f"sum of {quantity.column} over {over} / {quantity.divisor:,}",
+            places=quantity.places,
+            ranged=quantity.low is not None and bool(rows),
+            reference=reference,
+        )
+        if rows or figure.value is UNSET:
+            return figure
+        return structs.replace(figure, coverage=f"the scope has none of {over}")
 
 
 def split(facts: Facts, inputs: Inputs) -> Boundary:

@@ -148,7 +148,7 @@ def _energy(facts: Facts, inputs: Inputs, sides: Boundary, energy: fig.Sum | Non
         reference=reference,
         text=("The recorded energy is that of the IT equipment; with the site's overhead it is times PUE.",),
         figures=(
-            fig.total(sides.own, fig.ENERGY_MWH, name="energy_own_it", over=_OWN, label="IT energy, own use"),
+            sides.total("own", fig.ENERGY_MWH, name="energy_own_it", over=_OWN, label="IT energy, own use"),
             fig.derived(
                 "energy_own_facility",
                 "Energy with the site's overhead, own operation",
@@ -211,12 +211,12 @@ def _scope_1_and_2(inputs: Inputs, sides: Boundary, parts: dict[str, fig.Sum | N
         figures=(
             fig.asked(inputs, "scope1_t", INPUTS["scope1_t"]),
             fig.asked(inputs, "scope1_ets_percent", INPUTS["scope1_ets_percent"]),
-            fig.total(
-                sides.own, fig.CARBON_T, name="scope2_location", over=_OWN,
+            sides.total(
+                "own", fig.CARBON_T, name="scope2_location", over=_OWN,
                 label="Scope 2 of own generations, location-based", reference="E1-6, paragraph 49(a)",
             ),
-            fig.total(
-                sides.own, fig.CARBON_MARKET_T, name="scope2_market", over=_OWN,
+            sides.total(
+                "own", fig.CARBON_MARKET_T, name="scope2_market", over=_OWN,
                 label="Scope 2 of own generations, market-based", reference="E1-6, paragraph 49(b)",
             ),
             whole("location", "49(a)"),
@@ -226,7 +226,6 @@ def _scope_1_and_2(inputs: Inputs, sides: Boundary, parts: dict[str, fig.Sum | N
 
 
 def _scope_3(facts: Facts, sides: Boundary) -> Section:
-    none = "the scope has no bought generation that states it"
     return Section(
         title="E1-6: Scope 3",
         reference="ESRS E1, Disclosure Requirement E1-6, paragraphs 44(c) and 51",
@@ -236,17 +235,17 @@ def _scope_3(facts: Facts, sides: Boundary) -> Section:
             "belong to category 2, capital goods. Embodied shares are shown, and not added to the totals.",
         ),
         figures=(
-            fig.total(
-                sides.bought, fig.CARBON_T, name="scope3_1", over=_BOUGHT, why=none,
+            sides.total(
+                "bought", fig.CARBON_T, name="scope3_1", over=_BOUGHT,
                 label="Category 1: use of bought generations",
                 reference="E1-6, paragraph 51; AR 51: cloud computing and data centre services",
             ),
-            fig.total(
-                sides.bought, fig.EMBODIED_T, name="scope3_1_embodied", over=_BOUGHT, why=none,
+            sides.total(
+                "bought", fig.EMBODIED_T, name="scope3_1_embodied", over=_BOUGHT,
                 label="Category 1: embodied share of bought generations", reference="E1-6, paragraph 51",
             ),
-            fig.total(
-                sides.own, fig.EMBODIED_T, name="scope3_2_embodied", over=_OWN,
+            sides.total(
+                "own", fig.EMBODIED_T, name="scope3_2_embodied", over=_OWN,
                 label="Category 2: embodied share of own generations", reference="E1-6, paragraph 51",
             ),
         ),

@@ -64,7 +64,6 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
         )
     label, what = _CATEGORIES[category]
     own, others = "the records of own operation", f"the records of {what}"
-    none = f"the scope has no {what} that state it"
     outside = tuple(row["provider"] for row in sides.bought)
     scope_3 = f"Scope 3 Standard, table 5.4, category {category}"
     return (
@@ -99,20 +98,20 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
                 "market-based ones what was contracted. Both include the site's overhead (PUE).",
             ),
             figures=(
-                fig.total(sides.own, fig.ENERGY_MWH, name="own_energy_it", label="IT energy", over=own),
+                sides.total("own", fig.ENERGY_MWH, name="own_energy_it", label="IT energy", over=own),
                 fig.derived(
                     "own_energy_facility", "Electricity with the site's overhead", "MWh",
                     facility_energy(facts, fig.ENERGY_MWH, sides.is_own),
                     derivation="sum over the factor sets of energy_uj * PUE / 3,600,000,000,000,000",
                     places=fig.ENERGY_MWH.places, why="no own record states both energy and a factor set",
                 ),
-                fig.total(
-                    sides.own, fig.CARBON_T, name="scope2_location", label="Scope 2, location-based",
+                sides.total(
+                    "own", fig.CARBON_T, name="scope2_location", label="Scope 2, location-based",
                     over=own,
                     reference="Scope 2 Guidance, chapter 6, location-based method",
                 ),
-                fig.total(
-                    sides.own, fig.CARBON_MARKET_T, name="scope2_market", label="Scope 2, market-based",
+                sides.total(
+                    "own", fig.CARBON_MARKET_T, name="scope2_market", label="Scope 2, market-based",
                     over=own, reference="Scope 2 Guidance, chapter 6, market-based method",
                 ),
             ),
@@ -130,16 +129,16 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             title=f"Scope 3: {label}",
             reference=scope_3,
             figures=(
-                fig.total(
-                    sides.bought, fig.CARBON_T, name="scope3_use", label="Emissions of the generations",
-                    over=others, why=none, reference=scope_3,
+                sides.total(
+                    "bought", fig.CARBON_T, name="scope3_use", label="Emissions of the generations",
+                    over=others, reference=scope_3,
                 ),
-                fig.total(
-                    sides.bought, fig.EMBODIED_T, name="scope3_embodied",
-                    label="Embodied share of the hardware used", over=others, why=none, reference=scope_3,
+                sides.total(
+                    "bought", fig.EMBODIED_T, name="scope3_embodied",
+                    label="Embodied share of the hardware used", over=others, reference=scope_3,
                 ),
-                fig.total(
-                    sides.own, fig.EMBODIED_T, name="scope3_2_embodied",
+                sides.total(
+                    "own", fig.EMBODIED_T, name="scope3_2_embodied",
                     label="Category 2, capital goods: embodied share of own hardware", over=own,
                     reference="Scope 3 Standard, table 5.4, category 2",
                 ),

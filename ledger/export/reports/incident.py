@@ -6,6 +6,8 @@ For Regulation (EU) 2024/1689, Articles 12(2)(a), 26(5) and 73, and for whoever 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from ledger.core.export_layout import RECORD_COLUMNS
 from ledger.core.records import record_hash
 from ledger.export.reports import figures as fig
 from ledger.export.reports.chain import about, family, neighbours
-from ledger.export.reports.document import Cell, Column, Section, Table
+from ledger.export.reports.document import Cell, Column, Figure, Section, Table, decimal
 from ledger.export.reports.facts import Facts
 from ledger.export.reports.inputs import Asked, Inputs
 from ledger.export.reports.tables import stated_words
@@ -28,6 +30,9 @@ STANDARD = (
     "Regulation (EU) 2024/1689 (Artificial Intelligence Act), Articles 12(2)(a), 26(5) and 73: what the log "
     "holds about one output"
 )
+_ENERGY_WH = replace(fig.ENERGY_KWH, unit="Wh", divisor=fig.ENERGY_KWH.divisor // 1000)
+_CARBON_MG = replace(fig.CARBON_KG, unit="mg CO2e", divisor=fig.CARBON_KG.divisor // 10**6)
+"""One generation's: in kWh and kg they would be all zeros."""
 INPUTS: Mapping[str, Asked] = {
     "incident": Asked("what happened, and when it became known", None, "Article 73(1) and (2)"),
     "system": Asked("the AI system, its provider and its deployer", None, "Article 73(1)"),
@@ -109,15 +114,15 @@ def _record(row: Mapping[str, Any], record: Mapping[str, Any]) -> Section:
         figures=(
             fig.count(row, "input_tokens", "Input tokens", "tokens"),
             fig.count(row, "output_tokens", "Output tokens", "tokens"),
-            fig.whole(
-                "duration",
-                "Duration",
-                "us",
-                record["ended_us"] - record["started_us"],
-                "ended_at - started_at of the record",
+            Figure(
+                name="duration",
+                label="Duration",
+                unit="ms",
+                value=decimal(Fraction(record["ended_us"] - record["started_us"], 1000), 3),
+                derivation="(ended_at - started_at of the record, in microseconds) / 1,000",
             ),
-            fig.total(row, fig.ENERGY_KWH),
-            fig.total(row, fig.CARBON_KG),
+            fig.total(row, _ENERGY_WH),
+            fig.total(row, _CARBON_MG),
         ),
         tables=(
             Table(

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from ledger.core.errors import UnavailableError
-from ledger.export.reports.document import Figure, Report, Section, Table
+from ledger.export.reports.document import Column, Figure, Report, Section, Table
 from ledger.export.reports.words import basis_rows
 
 __all__ = ["render_pdf"]
@@ -26,8 +26,10 @@ _BREAK = "\u200b"
 _WIDEST = 44
 """Characters of a text column beyond which its share of the page grows no more."""
 _NARROWEST = 4
+_HEAD = frozenset({"Period", "Scope", "Records", "Energy known as", "Log"})
+"""What stands on the first page too."""
 _LINE = 104
-"""Characters that one line of a table holds in its usual size; a wider table is set smaller."""
+"""Characters that one line of a table holds in its usual size; a table that needs more is set smaller."""
 
 
 def render_pdf(report: Report) -> bytes:
@@ -58,6 +60,7 @@ def _shown(report: Report) -> dict[str, Any]:
         "title": report.title,
         "standard": report.standard,
         "subject": report.subject,
+        "head": [(name, _breakable(value)) for name, value in basis_rows(report) if name in _HEAD],
         "basis": [(name, _breakable(value)) for name, value in basis_rows(report)],
         "sections": [
             {
@@ -72,9 +75,20 @@ def _shown(report: Report) -> dict[str, Any]:
     }
 
 
+_is_repeated = re.compile(r"inputs: [a-z0-9_]+").fullmatch
+
+
+def _basis(figure: Figure) -> str:
+    """Where an amount that is not of the log alone comes from."""
+    if figure.basis == "inputs":
+        repeated = _is_repeated(figure.derivation)
+        return "as stated in the inputs file" if repeated else "computed from the inputs file alone"
+    return "uses a stated input" if figure.basis != "log" else ""
+
+
 def _figure(figure: Figure, section: Section) -> dict[str, Any]:
     span = ""
-    if figure.low is not UNSET and figure.high is not UNSET:
+    if figure.low is not UNSET and figure.high is not UNSET and figure.low != figure.high:
         span = f"{_marked(figure.low)} to {_marked(figure.high)}"
     return {
         "label": figure.label,
@@ -84,7 +98,7 @@ def _figure(figure: Figure, section: Section) -> dict[str, Any]:
         "coverage": _given(figure.coverage),
         "reference": "" if figure.reference == section.reference else _given(figure.reference),
         "derivation": figure.derivation,
-        "stated": figure.basis != "log",
+        "stated": _basis(figure),
         "gap": _given(figure.gap),
     }
 
@@ -92,12 +106,17 @@ def _figure(figure: Figure, section: Section) -> dict[str, Any]:
 def _table(table: Table) -> dict[str, Any]:
     names = [column.name for column in table.columns]
     numbers = [column.unit is not UNSET for column in table.columns]
+    shown = table.rows[:_MAX_ROWS]
+    places = [
+        max((len(_marked(row[at] or "").partition(".")[2]) for row in shown), default=0) if number else 0
+        for at, number in enumerate(numbers)
+    ]
     rows = [
         [
-            ("–" if cell is None else _marked(cell) if number else _breakable(cell))
-            for cell, number in zip(row, numbers, strict=True)
+            ("–" if cell is None else _marked(cell, digits) if number else _breakable(cell))
+            for cell, number, digits in zip(row, numbers, places, strict=True)
         ]
-        for row in table.rows[:_MAX_ROWS]
+        for row in shown
     ]
     bars: list[dict[str, Any]] = []
     undrawn = 0
@@ -111,15 +130,16 @@ def _table(table: Table) -> dict[str, Any]:
             for label, value in drawn
             if value is not None
         ]
-    widths = _widths(table, rows)
+    least = [_least(column, at, rows) for at, column in enumerate(table.columns)]
+    widths = _widths(table, rows, least)
     return {
         "title": table.title,
-        "small": sum(widths) > _LINE,
+        "small": sum(least) > _LINE,
+        "unknown": any(None in row for row in shown),
         "columns": [
             {
                 "width": width,
-                "label": column.label,
-                "unit": "" if column.unit is UNSET else column.unit,
+                "heading": _heading(column),
                 "number": column.unit is not UNSET,
             }
             for column, width in zip(table.columns, widths, strict=True)
@@ -128,23 +148,42 @@ def _table(table: Table) -> dict[str, Any]:
         "left_out": max(0, len(table.rows) - _MAX_ROWS),
         "bars": bars,
         "undrawn": undrawn,
-        "chart": "" if table.chart is UNSET else table.columns[names.index(table.chart)].label,
+        "chart": "" if table.chart is UNSET else _heading(table.columns[names.index(table.chart)]),
         "derivation": table.derivation,
         "reference": _given(table.reference),
     }
 
 
-def _widths(table: Table, rows: list[list[str]]) -> list[int]:
-    """How many characters wide each column should be: numbers whole, text up to a limit, headings by word."""
-    widths = []
+def _widths(table: Table, rows: list[list[str]], least: list[int]) -> list[float]:
+    """Characters of each column: what it would like, or its least and a share of what is left of the line.
+
+    Numbers stay whole, text up to a limit, headings by word.
+    """
+    wanted = []
     for at, column in enumerate(table.columns):
-        heading = column.label if column.unit is UNSET else f"{column.label} ({column.unit})"
-        cells = [len(row[at].replace(_BREAK, "")) for row in rows]
-        words = [len(word) for word in heading.split()]
-        longest = max(cells, default=0)
+        longest = max((len(row[at].replace(_BREAK, "")) for row in rows), default=0)
         text = longest if column.unit is not UNSET else min(longest, _WIDEST)
-        widths.append(max(text, _NARROWEST, *words) + 2)
-    return widths
+        wanted.append(max(text + 2, _NARROWEST, least[at]))
+    if sum(wanted) <= _LINE or sum(wanted) == sum(least):
+        return [float(width) for width in wanted]
+    share = max(0.0, (_LINE - sum(least)) / (sum(wanted) - sum(least)))
+    return [low + share * (width - low) for low, width in zip(least, wanted, strict=True)]
+
+
+def _heading(column: Column) -> str:
+    """Label and unit; not twice the same word."""
+    if column.unit is UNSET or not column.unit or column.unit in column.label.lower().split():
+        return column.label
+    return f"{column.label} ({column.unit})"
+
+
+def _least(column: Column, at: int, rows: list[list[str]]) -> int:
+    """How many characters wide a column must be: a number is never broken, text is, at spaces or pieces."""
+    heading = max((len(word) for word in _heading(column).split()), default=0)
+    if column.unit is not UNSET:
+        return max([heading, *(len(row[at]) for row in rows)]) + 2
+    pieces = (len(piece) for row in rows for word in row[at].split() for piece in word.split(_BREAK))
+    return max([heading, *pieces]) + 2
 
 
 def _breakable(text: str) -> str:
@@ -158,11 +197,11 @@ def _given(text: Any) -> str:
     return "" if text is UNSET else str(text)
 
 
-def _marked(text: str) -> str:
-    """An amount with thousands marked and trailing zeros gone; anything else as it is."""
+def _marked(text: str, places: int = 0) -> str:
+    """An amount with thousands marked and no trailing zeros past ``places``; anything else as it is."""
     sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
     whole, _, rest = digits.partition(".")
     if not whole.isdigit():
         return text
-    rest = rest.rstrip("0")
+    rest = rest.rstrip("0").ljust(places, "0")
     return f"{sign}{int(whole):,}{'.' + rest if rest else ''}"

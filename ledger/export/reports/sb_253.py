@@ -60,8 +60,8 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
                 "Standard, as the section requires, wherever in the world they arise.",
                 RULE,
                 "The recorded generations are a part of the entity's emissions; the rest is as the inputs "
-                "file states it. Scopes 1 and 2 are due from 2026 (in the first year by 10 August, by the Air "
-                "Resources Board's regulation), Scope 3 from 2027.",
+                "file states it. Scopes 1 and 2 are due from 2026 (by 10 August in the first year, by "
+                "the Air Resources Board's regulation), Scope 3 from 2027.",
             ),
             figures=(fig.count(facts.total(), "records", "Recorded generations", "requests"),),
             tables=(stated_words(inputs, words, name="stated", title="Statements of the entity"),),
@@ -94,8 +94,8 @@ def _scope_2(facts: Facts, inputs: Inputs, sides: Boundary) -> Section:
     for method, quantity in (("location", fig.CARBON_T), ("market", fig.CARBON_MARKET_T)):
         other = f"other_scope2_{method}_t"
         figures.append(
-            fig.total(
-                sides.own, quantity, name=f"scope2_{method}", over=own, reference=_SCOPE_2,
+            sides.total(
+                "own", quantity, name=f"scope2_{method}", over=own, reference=_SCOPE_2,
                 label=f"Scope 2 of own generations, {method}-based",
             )
         )  # fmt: skip
@@ -135,10 +135,9 @@ def _scope_3(inputs: Inputs, sides: Boundary) -> Section:
         reference=f"{_SCOPE_3}; GHG Protocol Scope 3 Standard, table 5.4",
         text=("Bought generations are category 1, purchased goods and services.",),
         figures=(
-            fig.total(
-                sides.bought, fig.CARBON_T, name="scope3_1", over="the records of bought generations",
+            sides.total(
+                "bought", fig.CARBON_T, name="scope3_1", over="the records of bought generations",
                 label="Category 1: use of bought generations", reference=_SCOPE_3,
-                why="the scope has no bought generation that states it",
             ),
             fig.added(
                 "scope3_entity", "Scope 3 of the entity", _T,
