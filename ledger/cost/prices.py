@@ -36,8 +36,8 @@ _AMOUNTS = {
 }
 _WORDS = ("model", "aliases", "provider", "region", "tier", "above_input_tokens")
 CSV_COLUMNS = (*_WORDS, *_AMOUNTS)
-"""Columns of a CSV of rates. ``model``, ``input_per_mtok`` and ``output_per_mtok`` are needed; ``aliases`` are
-separated by spaces."""
+"""Columns of a CSV of rates. ``model``, ``input_per_mtok`` and ``output_per_mtok`` are needed; ``aliases``
+are separated by spaces."""
 _NEEDED = ("model", "input_per_mtok", "output_per_mtok")
 
 

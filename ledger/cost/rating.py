@@ -31,6 +31,7 @@ __all__ = [
     "cost_nano",
     "find_rates",
     "for_length",
+    "model_named",
     "rounded",
 ]
 
@@ -122,9 +123,9 @@ def find_rates(
         for rate in book.rates:
             if (None if rate.tier is UNSET else rate.tier) != tier:
                 continue
-            if rate.provider is not UNSET and rate.provider.casefold() != wanted_provider:
-                if not any_provider or wanted_provider is not None:
-                    continue
+            foreign = rate.provider is not UNSET and rate.provider.casefold() != wanted_provider
+            if foreign and not (any_provider and wanted_provider is None):
+                continue
             if rate.region is not UNSET and rate.region != region:
                 continue
             fit = _fit(rate, name)
@@ -138,6 +139,12 @@ def find_rates(
         if found:
             return tuple(sorted(found, key=_threshold, reverse=True))
     return ()
+
+
+def model_named(book: PriceBook, name: str) -> str | None:
+    """The model that a name stands for in a book, by whatever provider and tier; None if for none."""
+    best = max(book.rates, key=lambda rate: _fit(rate, name))
+    return best.model if _fit(best, name) else None
 
 
 def for_length(rates: Sequence[Rate], input_tokens: int) -> Rate | None:
