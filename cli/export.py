@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from cli.options import Directory, From, Json, To, command
+
+if TYPE_CHECKING:
+    from ledger.export.csv import TableSummary
 
 __all__ = ["app"]
 
@@ -86,6 +90,109 @@ def parquet(
         return
     fields((name.replace("_", " "), str(value)) for name, value in made.items())
     note(f"\nNext: tallystick verify {out} --log-key {folder.vkey}")
+
+
+_Export: TypeAlias = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
+_File: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="FILE", help="File to write; replaced if it is there.")
+]
+_Where: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="NAME=VALUE",
+        help="Only records with this value, as in `tallystick query`; repeat a name for more values.",
+    ),
+]
+_AsLogged: TypeAlias = Annotated[
+    bool, typer.Option("--as-logged", help="Figures as first logged, without later corrections.")
+]
+
+
+@command(
+    app,
+    "tallystick export csv export-2026-01 records.csv --where tenant=t-7",
+    "tallystick export csv export-all records.csv --from 2026-01-01 --to 2026-02-01 --json",
+    name="csv",
+)
+def csv_(
+    export: _Export,
+    out: _File,
+    where: _Where = None,
+    from_: From = None,
+    to: To = None,
+    as_logged: _AsLogged = False,
+    json: Json = False,
+) -> None:
+    """Write records as CSV: one line each, integers with their units, no cell a spreadsheet would compute.
+
+    With --json: file, records, corrected_records, sheets (0).
+    """
+    from ledger.export.csv import write_csv
+
+    _table(write_csv, export, out, where, from_, to, as_logged, json)
+
+
+@command(
+    app,
+    "tallystick export xlsx export-2026-01 records.xlsx --where tenant=t-7",
+    "tallystick export xlsx export-all records.xlsx --from 2026-01-01 --to 2026-02-01 --json",
+)
+def xlsx(
+    export: _Export,
+    out: _File,
+    where: _Where = None,
+    from_: From = None,
+    to: To = None,
+    as_logged: _AsLogged = False,
+    json: Json = False,
+) -> None:
+    """Write records as a workbook, on as many sheets as Excel's limit of rows asks for.
+
+    With --json: file, records, corrected_records, sheets.
+    """
+    from ledger.export.xlsx_records import write_xlsx
+
+    _table(write_xlsx, export, out, where, from_, to, as_logged, json)
+
+
+def _table(
+    write: Callable[..., TableSummary],
+    export: Path,
+    out: Path,
+    where: list[str] | None,
+    from_: str | None,
+    to: str | None,
+    as_logged: bool,
+    json: bool,
+) -> None:
+    from cli.figures import parse_time
+    from cli.progress import progress
+    from cli.query import parse_conditions
+    from ledger.export.query import Question
+
+    question = Question(
+        where=parse_conditions(where or ()),
+        from_us=parse_time(from_, "--from"),
+        to_us=parse_time(to, "--to"),
+        corrected=not as_logged,
+    )
+    with progress("writing records") as report:
+        summary = write(export, out, question, progress=report)
+    _show(summary, out, json)
+
+
+def _show(summary: Any, out: Path, json: bool) -> None:
+    """Show a summary: the fields of a dataclass."""
+    from dataclasses import asdict
+
+    from cli.output import fields, print_json
+
+    made = {name: str(out) if isinstance(each, Path) else each for name, each in asdict(summary).items()}
+    if json:
+        print_json(made)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in made.items())
 
 
 @command(

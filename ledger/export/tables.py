@@ -7,7 +7,8 @@ from typing import Any
 
 __all__ = ["safe_cell"]
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the full-width forms, which some spreadsheets take for the others."""
 _is_number = re.compile(r"-?[0-9]+(\.[0-9]+)?").fullmatch
 
 
