@@ -135,11 +135,11 @@ class BudgetKeeper:
             for _, future in group:
                 future.set_exception(error)
             return
-        for (_, future), outcome in zip(group, outcomes, strict=True):
-            future.set_result(outcome)
         if noted:
             with contextlib.suppress(Exception):
                 self._noted(noted)
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            future.set_result(outcome)
 
     def _count_and_answer(self, items: Sequence[Check | _Release]) -> tuple[list[Answer | None], list[Alert]]:
         with self._store.read() as connection:
