@@ -17,6 +17,7 @@ __all__ = [
     "energy_of",
     "joules",
     "parse_time",
+    "scaled",
     "short",
     "time",
 ]
@@ -80,6 +81,13 @@ def cost(cost_nano: int | None, currency: str | None) -> str:
 def count(value: int | None) -> str:
     """A number with thousands marked."""
     return "" if value is None else f"{value:,}"
+
+
+def scaled(value: int, scale: int) -> str:
+    """``value / 10**scale`` as a decimal number, without zeros at its end."""
+    sign, digits = "-" if value < 0 else "", str(abs(value)).rjust(scale + 1, "0")
+    whole, part = (digits[:-scale], digits[-scale:].rstrip("0")) if scale else (digits, "")
+    return f"{sign}{int(whole):,}" + (f".{part}" if part else "")
 
 
 def duration(us: int) -> str:

@@ -17,6 +17,7 @@ QUERY_EXAMPLES = (
     "tallystick query export-all --by model",
     "tallystick query export-all --by day --by tenant --where model=Qwen3-32B --from 2026-01-01",
     "tallystick query export-all --by model --percentiles --json",
+    "tallystick query export-all --by model --quality",
 )
 SQL_EXAMPLES = (
     'tallystick sql export-all "SELECT model, sum(energy_uj) FROM records GROUP BY ALL"',
@@ -68,8 +69,15 @@ def query(
     percentiles: Annotated[
         bool, typer.Option("--percentiles", help="Add p50, p90, p95 and p99 of times, tokens and energy.")
     ] = False,
-    as_logged: Annotated[
-        bool, typer.Option("--as-logged", help="Figures as first logged, without later corrections.")
+    corrected: Annotated[
+        bool,
+        typer.Option(
+            "--corrected/--as-logged",
+            help="With corrections in place, and what was logged beside them; or as first logged.",
+        ),
+    ] = True,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Add means of quality metrics, recorded and evaluated later.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -79,7 +87,9 @@ def query(
     whether the export itself can be believed.
 
     With --json: rows, each with its dimensions and integers. `*_records` count the records that have a
-    figure; a figure that none has is absent.
+    figure; a figure that none has is absent. Where corrections changed something: corrected_records, and
+    as_logged with the figures that were others. With --quality: quality, each metric, about, count, mean,
+    least, most, scale (a value is n / 10^scale).
     """
     from cli.figures import parse_time
     from cli.output import note, print_json
@@ -90,8 +100,9 @@ def query(
         where=parse_conditions(where or ()),
         from_us=parse_time(from_, "--from"),
         to_us=parse_time(to, "--to"),
-        corrected=not as_logged,
+        corrected=corrected,
         percentiles=percentiles,
+        quality=quality,
     )
     rows = ask(export, question)
     if json:
@@ -100,6 +111,8 @@ def query(
         note("no records")
     else:
         _print(rows, question.by, percentiles)
+        if quality:
+            _print_quality(rows, question.by)
 
 
 def parse_conditions(given: Sequence[str]) -> dict[str, list[str]]:
@@ -131,6 +144,8 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
 
     headings = [*by, "records", "in", "out", "energy", "per 1k", "carbon", "per 1k", "water", "cost"]
     headings += ["p50", "p95", "first p50", "first p95"] if percentiles else []
+    restated = any("corrected_records" in row for row in rows)
+    headings += ["restated", "energy logged", "carbon logged", "cost logged"] if restated else []
     lines = []
     for row in rows:
         water = row.get("water_nl")
@@ -148,8 +163,37 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
                     figures.duration(row[f"{name}_p{level}"]) if f"{name}_p{level}" in row else ""
                     for level in (50, 95)
                 ]
+        if restated:
+            before = row.get("as_logged", {})
+            line.append(figures.count(row.get("corrected_records")))
+            line.append(figures.energy(before["energy_uj"]) if "energy_uj" in before else "")
+            line.append(figures.carbon(before["carbon_ng"]) if "carbon_ng" in before else "")
+            cost = before.get("cost_nano")
+            line.append("" if cost is None else f"{cost / 1e9:,.4f}")
         lines.append(line)
     table(headings, lines, right=headings[len(by) :])
+
+
+def _print_quality(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None:
+    from cli import figures
+    from cli.output import note, table
+
+    lines = [
+        [
+            *("-" if row[name] is None else str(row[name]) for name in by),
+            each["metric"],
+            each["about"],
+            figures.count(each["count"]),
+            *(figures.scaled(each[name], each["scale"]) for name in ("mean", "least", "most")),
+        ]
+        for row in rows
+        for each in row.get("quality", ())
+    ]
+    if lines:
+        headings = [*by, "metric", "of", "count", "mean", "least", "most"]
+        table(headings, lines, right=headings[len(by) + 2 :])
+    else:
+        note("no quality metrics")
 
 
 def _water(water_nl: int) -> str:
@@ -165,7 +209,8 @@ def sql(
     csv: Annotated[bool, typer.Option("--csv", help="Write CSV, with a line of names.")] = False,
     json: Json = False,
 ) -> None:
-    """Ask an export in SQL (DuckDB). Views: records, records_corrected, corrections, statements.
+    """Ask an export in SQL (DuckDB). Views: records, records_corrected, corrections, evaluations,
+    statements.
 
     It reads the export alone: no other file, no network, and nothing is written.
 

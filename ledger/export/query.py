@@ -9,12 +9,13 @@ records that have that figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledger.core.errors import InvalidError
+from ledger.export.quality import quality_by_group
 from ledger.export.reading import open_export
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ FIGURES = (
 """Totalled where a record has them. ``cost_nano`` adds up within one currency only."""
 
 _RANGED = {"energy_uj": ("energy_low_uj", "energy_high_uj"), "carbon_ng": ("carbon_low_ng", "carbon_high_ng")}
+_SUMMED = (*FIGURES, *(bound for bounds in _RANGED.values() for bound in bounds))
 _INTENSITIES = ("energy_uj", "carbon_ng", "carbon_market_ng", "embodied_ng", "water_nl", "cost_nano")
 PERCENTILES: Mapping[str, str] = {
     "duration_us": "epoch_us(ended_at) - epoch_us(started_at)",
@@ -121,6 +123,7 @@ class Question:
         to_us: records started before.
         corrected: whether restated figures replace those first logged.
         percentiles: whether to add the distributions.
+        quality: whether to add the means of quality metrics.
     """
 
     by: Sequence[str] = ()
@@ -129,10 +132,14 @@ class Question:
     to_us: int | None = None
     corrected: bool = True
     percentiles: bool = False
+    quality: bool = False
 
 
 def ask(export: Path | duckdb.DuckDBPyConnection, question: Question) -> list[dict[str, Any]]:
     """Answer ``question``, one row for each group, ordered by the groups' keys (absent ones first).
+
+    Corrections are never silent: a row with restated records has ``corrected_records``, and ``as_logged``
+    with those of its figures that were others as first logged (null where no record had stated one).
 
     Args:
         export: the export's folder, or a connection that ``open_export`` made.
@@ -149,11 +156,40 @@ def ask(export: Path | duckdb.DuckDBPyConnection, question: Question) -> list[di
                     remedy=f"use {', '.join(known)}",
                     code="bad-parameter",
                 )
-    sql, parameters = _sql(question)
     if isinstance(export, Path):
         with open_export(export) as connection:
-            return _rows(connection, sql, parameters, question)
-    return _rows(export, sql, parameters, question)
+            return _answer(connection, question)
+    return _answer(export, question)
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, question: Question) -> list[dict[str, Any]]:
+    rows = _rows(connection, *_sql(question), question)
+    keys = [tuple(row[name] for name in question.by) for row in rows]
+    if any("corrected_records" in row for row in rows):
+        plain = replace(question, corrected=False, percentiles=False)
+        logged = _rows(connection, *_sql(plain), plain)
+        by_key = {tuple(row[name] for name in question.by): row for row in logged}
+        for key, row in zip(keys, rows, strict=True):
+            # A restated word (method) can put a record into another group: then nothing stands beside it.
+            before = by_key.get(key, {})
+            if "corrected_records" in row:
+                row["as_logged"] = {
+                    name: before.get(name) for name in _SUMMED if row.get(name) != before.get(name)
+                }
+    if question.quality:
+        chosen = [(name, DIMENSIONS[name]) for name in question.by]
+        found = quality_by_group(connection, _view(question), chosen, *conditions(question))
+        shown = {
+            tuple(
+                _TIMES[name][1](part) if name in _TIMES else part
+                for name, part in zip(question.by, key, strict=True)
+            ): metrics
+            for key, metrics in found.items()
+        }
+        for key, row in zip(keys, rows, strict=True):
+            if key in shown:
+                row["quality"] = shown[key]
+    return rows
 
 
 def _sql(question: Question) -> tuple[str, list[Any]]:
@@ -173,10 +209,13 @@ def _sql(question: Question) -> tuple[str, list[Any]]:
         levels = ", ".join(str(level / 100) for level in _LEVELS)
         sums += [f"quantile_disc({value}, [{levels}]) AS _p_{name}" for name, value in PERCENTILES.items()]
     chosen, parameters = conditions(question)
-    view = "records_corrected" if question.corrected else "records"
     grouped = " GROUP BY ALL ORDER BY ALL NULLS FIRST" if keys else ""
-    sql = f"SELECT {', '.join([*keys, *sums])} FROM {view}{chosen}{grouped} LIMIT {_MAX_GROUPS}"  # noqa: S608
+    sql = f"SELECT {', '.join([*keys, *sums])} FROM {_view(question)}{chosen}{grouped} LIMIT {_MAX_GROUPS}"  # noqa: S608
     return sql, parameters
+
+
+def _view(question: Question) -> str:
+    return "records_corrected" if question.corrected else "records"
 
 
 def conditions(question: Question) -> tuple[str, list[Any]]:

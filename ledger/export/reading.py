@@ -1,7 +1,8 @@
 """Owns how an export is opened for reading: DuckDB over its Parquet files, with nothing else in reach.
 
-Four views: ``records`` as they were logged; ``statements`` of the log; ``corrections``, the restated figures
-of each record; ``records_corrected``, the records with those in place, and ``corrected`` that says so.
+Five views: ``records`` as they were logged; ``statements`` of the log; ``corrections``, the restated figures
+of each record; ``records_corrected``, the records with those in place, and ``corrected`` that says so;
+``evaluations``, one row for each quality metric that was measured later.
 
 A correction counts where its issuer is the record's own and ``record_hash`` is the record's. Later ones win,
 figure by figure; energy is restated whole, and a range of carbon falls with the figure that it belonged to.
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VIEWS", "open_export", "run_sql"]
 
-VIEWS = ("records", "records_corrected", "corrections", "statements")
+VIEWS = ("records", "records_corrected", "corrections", "evaluations", "statements")
 
 _RESTATED = ("carbon_ng", "carbon_market_ng", "embodied_ng", "water_nl", "cost_nano")
 """Figures that a correction states by themselves; energy comes as one object."""
@@ -78,6 +79,7 @@ def open_export(
         f"CREATE VIEW statements AS SELECT * FROM read_parquet({_quoted(str(root / STATEMENTS_FILE))})"
     )
     connection.execute(_corrections_view())
+    connection.execute(_EVALUATIONS_VIEW)
     corrected = connection.execute("SELECT count(*) FROM statements WHERE kind = 'correction'").fetchone()
     connection.execute(_corrected_view() if corrected and corrected[0] else _uncorrected_view())
     connection.execute("SET lock_configuration = true")
@@ -181,6 +183,24 @@ def _corrections_view() -> str:
                      {", ".join(fields)}
               FROM statements WHERE kind = 'correction')
         GROUP BY issuer, record, record_hash"""
+
+
+# A key of the metrics is a path of JSON Pointer (RFC 6901) here, in which ~ is the one letter to be escaped.
+_EVALUATIONS_VIEW = """CREATE VIEW evaluations AS
+    SELECT leaf_index, leaf_hash, issuer, evaluator, about, target, metric, value, scale,
+           row_number() OVER (PARTITION BY issuer, evaluator, about, target, metric
+                              ORDER BY leaf_index DESC) = 1 AS latest
+    FROM (SELECT leaf_index, leaf_hash, issuer, payload ->> '$.evaluator' AS evaluator,
+                 CASE WHEN payload ->> '$.record' IS NOT NULL THEN 'record'
+                      WHEN payload ->> '$.statement' IS NOT NULL THEN 'batch' ELSE 'deployment' END AS about,
+                 coalesce(payload ->> '$.record', payload ->> '$.statement', payload ->> '$.deployment')
+                     AS target,
+                 metric,
+                 (payload -> '$.metrics' -> pointer ->> '$.value')::BIGINT AS value,
+                 (payload -> '$.metrics' -> pointer ->> '$.scale')::BIGINT AS scale
+          FROM (SELECT *, '/' || replace(metric, '~', '~0') AS pointer
+                FROM (SELECT *, unnest(json_keys(payload, '$.metrics')) AS metric
+                      FROM statements WHERE kind = 'evaluation')))"""
 
 
 def _uncorrected_view() -> str:
