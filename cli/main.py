@@ -9,6 +9,7 @@ import typer
 from cli import (
     api_keys,
     audit,
+    compare,
     completeness,
     correction,
     db,
@@ -30,6 +31,7 @@ from cli import (
     spool,
     trace,
     verify,
+    witness,
 )
 from cli.errors import Commands
 from cli.options import Json, command, examples
@@ -96,6 +98,7 @@ app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(correction.app, name="correction")
 app.add_typer(export.app, name="export")
 app.add_typer(reports.app, name="report")
+app.add_typer(witness.app, name="witness")
 app.add_typer(settlement.app, name="settlement")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
@@ -103,6 +106,7 @@ command(app, *trace.EXAMPLES)(trace.trace)
 command(app, *doctor.EXAMPLES)(doctor.doctor)
 command(app, *completeness.EXAMPLES)(completeness.completeness)
 command(app, *query.QUERY_EXAMPLES)(query.query)
+command(app, *compare.EXAMPLES)(compare.compare)
 command(app, *query.SQL_EXAMPLES)(query.sql)
 command(app, *demo.EXAMPLES)(demo.demo)
 command(
