@@ -22,7 +22,7 @@ MAY_IMPORT = {
     # Writes the published contract, so it looks at everything that is part of it.
     "schemas": {"core", "cost", "export", "service", "store", "energy"},
 }
-SHARED = {"", "keyfiles", "native", "zstd", "http_call", "outgoing"}
+SHARED = {"", "keyfiles", "native", "zstd", "http_call", "outgoing", "signers"}
 """Modules beside the packages; they may import `core`."""
 NO_INPUT_OUTPUT = {
     "os",
