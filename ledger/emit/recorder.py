@@ -26,9 +26,10 @@ from ledger.emit.energising import Energising
 from ledger.emit.factor_source import Factors, checked_factors
 from ledger.emit.flights import ABANDONED, LOST
 from ledger.emit.identity import Tenants, default_spool, load_secret, open_spool
+from ledger.emit.inbox import ENOUGH, Inbox
 from ledger.emit.metering import Metering
 from ledger.emit.pricing import Prices, PriceSource
-from ledger.emit.sealer import ENOUGH, Inbox, Sealer
+from ledger.emit.sealer import Sealer
 from ledger.emit.sender import Sender, check_receipt, read_log_key
 from ledger.emit.shipper import Shipper
 from ledger.emit.signing import SigningKey

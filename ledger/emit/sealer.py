@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import UNSET
@@ -31,23 +29,21 @@ from ledger.emit.chain import Chain
 from ledger.emit.compose import Composer, Report
 from ledger.emit.deliveries import Deliveries
 from ledger.emit.energising import Energised, Energising
-from ledger.emit.flights import ABANDONED, LOST, Began, Flights, Mark
-from ledger.emit.ids import GIVEN, SETTLED, RecordIds
+from ledger.emit.flights import ABANDONED, LOST, Began, Flights
+from ledger.emit.ids import GIVEN, SETTLED
+from ledger.emit.inbox import ENOUGH, Barrier, Inbox
 from ledger.emit.seal import Block, batch_body, batch_payload
 from ledger.emit.session import Session
 from ledger.emit.signing import SigningKey
 from ledger.emit.spool import Spool
 from ledger.emit.spooled import Spooled
 
-__all__ = ["ENOUGH", "Barrier", "Inbox", "Sealer"]
+__all__ = ["Sealer"]
 
 _log = logging.getLogger("tallystick.emit")
 
 _GROUP = 8
 """Records composed between two breaths: about 150 microseconds."""
-ENOUGH = 64
-"""Reports that are worth waking for. Composed so soon, their token ids are in the processor's cache still; a
-second later they are not, and cost twice as much."""
 _TAKEN = 256
 """Reports taken out of the queue between two breaths."""
 _TICK_S = 0.1
@@ -55,49 +51,6 @@ _UPKEEP_S = 30.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
 _NO_SESSION = "00" * 8
 _breathe = time.sleep
-
-
-@dataclass
-class Barrier:
-    """A mark in the queue: everything before it is in the spool once ``reached`` is set."""
-
-    reached: threading.Event = field(default_factory=threading.Event)
-
-
-class Inbox:
-    """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
-
-    __slots__ = ("_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "queue", "wake")
-
-    def __init__(self) -> None:
-        self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
-        self.marks: deque[Mark] = deque()  # what began, and what ended without a report; never refused
-        self.ids = RecordIds()
-        self.cold = False  # the threads do not run yet, and should as soon as something begins
-        self.idle = True  # the sealer sleeps until told; set by it, cleared by whoever wakes it
-        self.wake = threading.Event()
-        self.dropped = 0
-        self.barriers = 0  # in the queue: whoever made them waits
-        self._lock = threading.Lock()  # guards the two counts; held for one addition
-
-    def drop(self) -> None:
-        """Count a report that found no room."""
-        with self._lock:
-            self.dropped += 1
-
-    def put_barrier(self) -> Barrier:
-        """Ask for everything so far to be sealed now."""
-        barrier = Barrier()
-        with self._lock:
-            self.barriers += 1
-        self.queue.append(barrier)
-        self.wake.set()
-        return barrier
-
-    def take_barrier(self) -> None:
-        """Count a barrier that left the queue."""
-        with self._lock:
-            self.barriers -= 1
 
 
 class Sealer:
