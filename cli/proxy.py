@@ -107,8 +107,10 @@ def proxy(
 
     Clients speak to this address instead of the server's. Requests and answers pass as they are; each answer
     names its record in the header x-tallystick-record. Where records go is read from the environment
-    (TALLYSTICK_URL, TALLYSTICK_API_KEY, TALLYSTICK_LOG_KEY, TALLYSTICK_SPOOL). It serves until it is told to
-    stop (Ctrl-C, SIGTERM); then running requests are finished, and the last records sent.
+    (TALLYSTICK_URL, TALLYSTICK_API_KEY, TALLYSTICK_LOG_KEY, TALLYSTICK_SPOOL). With TALLYSTICK_BUDGETS=open
+    or closed, the ledger's budgets are asked before each generation, and one without room is answered 429. It
+    serves until it is told to stop (Ctrl-C, SIGTERM); then running requests are finished, and the last
+    records sent.
 
     Exit codes: 0 stopped (records that could not be sent wait in the spool), 2 it could not serve.
 

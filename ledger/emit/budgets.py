@@ -23,6 +23,7 @@ from ledger.core.errors import InvalidError
 from ledger.emit._complaints import Complaints
 
 __all__ = [
+    "NOT_ASKED",
     "VARIABLE",
     "BudgetRefusal",
     "Budgets",
@@ -74,6 +75,10 @@ class BudgetRefusal:
         if self.retry_after_s is None or self.retry_after_s > _SDK_WAITS_S:
             found["x-should-retry"] = "false"
         return found
+
+
+NOT_ASKED = BudgetRefusal(503, "budgets cannot be checked now; try again in a moment", None, _RETRY_S)
+"""Where the ledger could not be asked, and nothing may pass then."""
 
 
 def refusal_body(refusal: BudgetRefusal) -> dict[str, Any]:
@@ -237,7 +242,7 @@ class Budgets:
         self._complaints.say(f"the ledger cannot be asked, so requests are {passes}: {reason}")
         if not self._closed:
             return None
-        return BudgetRefusal(503, "budgets cannot be checked now; try again in a moment", None, _RETRY_S)
+        return NOT_ASKED
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:

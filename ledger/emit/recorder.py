@@ -542,6 +542,19 @@ class Recorder:
             return None
         return receipt.leaf_index, data
 
+    def pseudonym(self, tenant: str) -> str:
+        """What records say of a tenant: the name itself if it has that form, else what stands for it.
+
+        Raises:
+            OSError: the secret of a new tenant could not be stored.
+        """
+        with contextlib.closing(Tenants(self._tenants_path, self._secret)) as tenants:
+            try:
+                return tenants.pseudonym(tenant)
+            except KeyError:  # not of that form, so its secret is needed
+                tenants.keys({tenant})
+                return tenants.pseudonym(tenant)
+
     def forget_tenant(self, tenant: str) -> bool:
         """Drop a tenant's secret for ever, so that nobody can open that tenant's commitments any more.
 

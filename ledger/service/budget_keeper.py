@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 MAX_GROUP = 512
 MAX_WAITING = 4_096
 """Requests that may wait. More than this and callers are told to come back."""
-_COUNT_EVERY_S = 1.0
+_COUNT_EVERY_S = 0.25
 """How long logged records may wait to be counted where nobody asks."""
 _LOOK_EVERY_S = 5.0
 """How long a budget that another process set may go unnoticed where nobody asks."""
@@ -79,8 +79,15 @@ class BudgetKeeper:
             self._thread.join()
 
     def log_grew(self) -> None:
-        """Records were logged: they are counted within a second."""
-        self._grown.set()
+        """Records were logged: they are counted soon."""
+        if not self._grown.is_set():
+            self._grown.set()
+            self._waiting.put(None)
+
+    def budgets_changed(self) -> None:
+        """A budget was set: there is something to count."""
+        self._any = True
+        self.log_grew()
 
     def check(self, check: Check) -> Future[Answer]:
         """Ask for room."""
@@ -102,25 +109,33 @@ class BudgetKeeper:
     # --- the keeper's thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        counted = looked = 0.0
+        counted = looked = time.monotonic() - _LOOK_EVERY_S
         stopping = False
         while not stopping:
+            next_s = looked + _LOOK_EVERY_S
+            if self._any and self._grown.is_set():
+                next_s = min(next_s, counted + _COUNT_EVERY_S)
             group: list[_Work] = []
             with contextlib.suppress(queue.Empty):
-                work = self._waiting.get(timeout=_COUNT_EVERY_S)
+                work = self._waiting.get(timeout=max(0.0, next_s - time.monotonic()))
                 while True:
                     if work is None:
-                        stopping = True
-                        break
-                    group.append(work)
-                    if len(group) >= MAX_GROUP:
-                        break
+                        stopping = stopping or self._closed.is_set()
+                    else:
+                        group.append(work)
+                        if len(group) >= MAX_GROUP:
+                            break
                     work = self._waiting.get_nowait()
-            now = time.monotonic()
-            due = self._grown.is_set() and now - counted >= _COUNT_EVERY_S and self._any
-            if group or due or now - looked >= _LOOK_EVERY_S:
-                counted = looked = now
+            if group or time.monotonic() >= next_s:
                 self._transact(group)
+                counted = looked = time.monotonic()
+        while True:  # whoever slipped in while we stopped must not wait for ever
+            try:
+                late = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if late is not None:
+                late[1].set_exception(UnavailableError("the service is stopping", code="stopping"))
 
     def _transact(self, group: list[_Work]) -> None:
         group = [work for work in group if work[1].set_running_or_notify_cancel()]

@@ -270,8 +270,10 @@ async def set_budget(request: Request) -> Response:
 
 
 def _set(request: Request, budget: Budget) -> Response:
-    store = service_of(request).store
+    service = service_of(request)
+    store = service.store
     budget = counting.set_budget(store, budget)
+    service.budget_keeper.budgets_changed()
     with store.read() as connection:
         standings = counting.standings(connection, int(time.time()))
     shown = [described_standing(each) for each in standings if each.budget.name == budget.name]

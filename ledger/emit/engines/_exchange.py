@@ -86,6 +86,7 @@ class Exchange:
 
     Attributes:
         record_id: of the record that comes of it.
+        recorded: a record came of it.
         open: neither recorded nor abandoned yet.
     """
 
@@ -98,6 +99,7 @@ class Exchange:
         deployments: Mapping[str, Deployment],
     ) -> None:
         self.open = True
+        self.recorded = False
         self.answer = Answer(1 if request is None else request.choices)
         self._recorder = recorder
         self._wire = wire
@@ -153,6 +155,7 @@ class Exchange:
             self.refuse()  # failed before the first token, or runs in the background
             return
         self.open = False
+        self.recorded = True
         usage = counts or self._estimate()
         input_ids: Sequence[int] | None = None if request is None else request.input_ids
         if input_ids is None:

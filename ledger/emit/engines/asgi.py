@@ -23,7 +23,9 @@ from typing import Any, TypeAlias
 
 from ledger.core.records import Deployment
 from ledger.emit._complaints import Complaints
+from ledger.emit.budgets import NOT_ASKED, VARIABLE, Budgets
 from ledger.emit.engines._asgi_answer import Passage
+from ledger.emit.engines._budgeting import ask_for_room, send_refusal
 from ledger.emit.engines._exchange import Call, Exchange, Recording
 from ledger.emit.engines._openai import read_json
 from ledger.emit.engines._routes import wire_of
@@ -61,6 +63,9 @@ class RecordingMiddleware:
         ask_usage: ask for the usage of streams. Switch it off for a server that refuses ``stream_options``.
         ask_ids: ask for token ids, of engines that are known to show them.
         max_body_bytes: larger requests and whole answers pass unread.
+        budgets: is asked for room before each generation; a refused one is answered 429. Environment, where
+            the recorder comes from there: TALLYSTICK_BUDGETS.
+        model: that budgets know a request by, where ``deployments`` does not have the model that it names.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class RecordingMiddleware:
         ask_usage: bool = True,
         ask_ids: bool = True,
         max_body_bytes: int = MAX_BODY_BYTES,
+        budgets: Budgets | None = None,
+        model: str | None = None,
     ) -> None:
         self.app = app
         self._given = self._recorder = recorder
@@ -84,6 +91,8 @@ class RecordingMiddleware:
         self._parent = _header_name(parent_header or environment.get("TALLYSTICK_PARENT_HEADER"))
         self._asking = Asking(engine, ask_usage, ask_ids)
         self._max = max_body_bytes
+        self._budgets = budgets
+        self._model = model
         self._hopeless = False
         self._complaints = Complaints("recording")
 
@@ -100,6 +109,9 @@ class RecordingMiddleware:
             return
         recorder = self._recorder or self._make()
         if recorder is None:
+            if os.environ.get(VARIABLE) == "closed":  # what cannot be asked for may not be had
+                await send_refusal(send, NOT_ASKED)
+                return
             await self.app(scope, receive, send)
             return
         await self._record(wire, recorder, scope, receive, send)
@@ -111,7 +123,7 @@ class RecordingMiddleware:
     ) -> None:
         headers = dict(reversed([(name.lower(), value) for name, value in scope["headers"]]))
         messages, data = await _read(receive, self._max, headers)
-        added, request = Added(), None
+        added, request, body = Added(), None, None
         try:
             body = None if data is None else read_json(data)
             if body is not None and data is not None:
@@ -119,11 +131,27 @@ class RecordingMiddleware:
                 more, added = wire.ask(body, self._asking)
                 data = with_additions(data, body, more)
                 messages = [{"type": "http.request", "body": data, "more_body": False}]
-            exchange = Exchange(recorder, wire, request, self._call_of(headers), self._deployments)
+            call = self._call_of(headers)
+            exchange = Exchange(recorder, wire, request, call, self._deployments)
         except Exception as error:
             self._complaints.say("a request could not be read", error)
             await self.app(scope, _replay(messages, receive), send)
             return
+        if self._budgets is not None:
+            asked = "" if request is None else request.model or ""
+            known = self._deployments.get(asked)
+            refusal = await ask_for_room(
+                self._budgets,
+                exchange.record_id,
+                request,
+                body,
+                tenant=call.tenant,
+                model=self._model or asked if known is None else known.model,
+            )
+            if refusal is not None:
+                exchange.refuse()
+                await send_refusal(send, refusal)
+                return
         dropped = {b"accept-encoding"} | (_FRAMING if data is not None else set())
         kept = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
         if data is not None:
@@ -144,6 +172,8 @@ class RecordingMiddleware:
             raise
         finally:
             passage.close()
+            if self._budgets is not None and not exchange.recorded:
+                self._budgets.release(exchange.record_id)
 
     def _call_of(self, headers: Mapping[bytes, bytes]) -> Call:
         def value(name: bytes | None) -> str | None:
@@ -158,11 +188,14 @@ class RecordingMiddleware:
         if self._recorder is None:
             if self._hopeless:
                 return None
+            from ledger.emit.budgets import budgets_from_environment
             from ledger.emit.deployment_file import deployments_from_environment, recorder_of
 
             try:
                 known = deployments_from_environment()
-                self._recorder = recorder_of(known)
+                self._recorder = made = recorder_of(known)
+                self._model = known.default.model
+                self._budgets = budgets_from_environment(pseudonym=made.pseudonym)
             except Exception as error:
                 self._hopeless = True
                 self._complaints.say("there is no recorder, so nothing is recorded", error)
@@ -181,6 +214,8 @@ class RecordingMiddleware:
             # Once the server has heard that the app ended, it waits for nothing more.
             made: Any = self._recorder
             if made is not None and message["type"] in _LAST:
+                if self._budgets is not None:
+                    await asyncio.to_thread(self._budgets.close)
                 await made.aclose()
             await send(message)
 

@@ -13,6 +13,7 @@ import uvicorn
 
 from ledger.core.errors import UnavailableError
 from ledger.core.records import Deployment
+from ledger.emit.budgets import Budgets, budgets_from_environment
 from ledger.emit.deployment_file import Deployments, recorder_of
 from ledger.emit.engines.asgi import RecordingMiddleware
 from ledger.emit.model_identity import identified
@@ -60,7 +61,9 @@ class Options:
     log_level: str = "info"
 
 
-def create_app(options: Options, deployments: Deployments, recorder: Recorder) -> Any:
+def create_app(
+    options: Options, deployments: Deployments, recorder: Recorder, budgets: Budgets | None = None
+) -> Any:
     """The proxy as an ASGI app."""
     forwarder = Forwarder(
         options.upstream, limits=options.limits, ca_file=options.ca_file, health=lambda: _health(recorder)
@@ -74,6 +77,8 @@ def create_app(options: Options, deployments: Deployments, recorder: Recorder) -
         parent_header=options.parent_header,
         ask_usage=options.ask_usage,
         ask_ids=options.ask_ids,
+        budgets=budgets,
+        model=deployments.default.model,
     )
 
 
@@ -115,12 +120,14 @@ def serve(
     if model_file is not None:
         deployments = Deployments(_with_weights(deployments.default, model_file), deployments.models)
     recorder = recorder_of(deployments)
+    budgets: Budgets | None = None
     try:
+        budgets = budgets_from_environment(pseudonym=recorder.pseudonym)
         ready(recorder)
         certificate, key = options.certificate or (None, None)
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(options, deployments, recorder),
+                create_app(options, deployments, recorder, budgets),
                 host=options.host,
                 port=options.port,
                 log_level=options.log_level,
@@ -144,6 +151,8 @@ def serve(
                 code="not-started",
             )
     finally:
+        if budgets is not None:
+            budgets.close()
         delivered = recorder.close(_FLUSH_S)
         _logger.info("stopped; %d statements wait in the spool", recorder.status().spooled)
     return delivered
