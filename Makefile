@@ -99,14 +99,17 @@ demo: $(STAMP) ## Serve a small model, log its tokens, audit, export, verify: al
 
 # --- checks ------------------------------------------------------------------------------------------------
 
+# Tests wait for other processes more than they compute: a file to each of a few workers.
+SPREAD = -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: test
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 # vLLM starts processes that import thousands of modules: without compiled ones, each takes a minute.
 .PHONY: postgres
 postgres: $(STAMP) ## Run the tests of everything that uses a database on PostgreSQL, which it starts itself
-	$(BIN)/python -m pytest --database postgresql tests/store tests/service tests/audit tests/export tests/cli
+	$(BIN)/python -m pytest $(SPREAD) --database postgresql tests/store tests/service tests/audit tests/export tests/cli
 
 .PHONY: engines
 engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
@@ -128,7 +131,7 @@ focus: $(STAMP) $(FOCUS_STAMP) ## Have the FOCUS export checked by the FinOps Fo
 
 .PHONY: python-only
 python-only: $(STAMP) ## Run the tests of what the native part does without it
-	TALLYSTICK_NO_NATIVE=1 $(BIN)/python -m pytest tests/core tests/audit tests/test_vectors.py
+	TALLYSTICK_NO_NATIVE=1 $(BIN)/python -m pytest $(SPREAD) tests/core tests/audit tests/test_vectors.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format
