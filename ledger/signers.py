@@ -113,7 +113,7 @@ def open_pkcs11(uri: Pkcs11Uri) -> Signer:
 
 
 class _Pkcs11Signer:
-    """An Ed25519 key on a token. The lock guards its session, which is opened anew after a failure or fork."""
+    """An Ed25519 key on a token. The lock guards its session, opened anew after a failure or a fork."""
 
     def __init__(self, uri: Pkcs11Uri) -> None:
         self._uri = uri
