@@ -19,6 +19,9 @@ LITELLM_STAMP := $(LITELLM)/.installed
 # So has the validator of FOCUS datasets, which needs an older pandas.
 FOCUS := .venv-focus
 FOCUS_STAMP := $(FOCUS)/.installed
+# And DuckDB with its Iceberg extension, which has to be of DuckDB's own version.
+ICEBERG := .venv-iceberg
+ICEBERG_STAMP := $(ICEBERG)/.installed
 DEMO_DIR ?= demo-data
 SAMPLE_DIR ?= sample-data
 SAMPLE_RECORDS ?= 2000000
@@ -91,6 +94,12 @@ $(FOCUS_STAMP): requirements-focus.lock
 	$(FOCUS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-focus.lock
 	@touch $@
 
+$(ICEBERG_STAMP): requirements-iceberg.lock
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(ICEBERG)/bin/python || $(PYTHON) -m venv $(ICEBERG)
+	$(ICEBERG)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-iceberg.lock
+	@touch $@
+
 # --- use ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -128,6 +137,14 @@ litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of prov
 .PHONY: focus
 focus: $(STAMP) $(FOCUS_STAMP) ## Have the FOCUS export checked by the FinOps Foundation's validator
 	TALLYSTICK_FOCUS_PYTHON=$(abspath $(FOCUS)/bin/python) $(BIN)/python -m pytest tests/export/test_focus.py
+
+.PHONY: iceberg
+iceberg: $(STAMP) $(ICEBERG_STAMP) ## Have Iceberg tables read by DuckDB's extension
+	TALLYSTICK_ICEBERG_PYTHON=$(abspath $(ICEBERG)/bin/python) $(BIN)/python -m pytest tests/export/test_iceberg.py
+
+.PHONY: docs-test
+docs-test: $(STAMP) ## Run every line of the guides on a folder that the demo leaves
+	TALLYSTICK_GUIDES=1 $(BIN)/python -m pytest tests/docs/test_guides.py
 
 .PHONY: python-only
 python-only: $(STAMP) ## Run the tests of what the native part does without it
@@ -198,6 +215,7 @@ lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes new
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra cli --extra llamacpp --extra server \
 	  -o requirements-litellm.lock pyproject.toml requirements-litellm.in
 	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements-focus.lock requirements-focus.in
+	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements-iceberg.lock requirements-iceberg.in
 	$(MAKE) --no-print-directory lock-engines
 
 # For one platform, since PyTorch's builds for CPUs are; without what vLLM asks for and text needs not.
@@ -210,5 +228,5 @@ lock-engines:
 
 .PHONY: clean
 clean: ## Remove all environments, caches and the demo's folder
-	rm -rf $(VENV) $(ENGINES) $(LITELLM) $(FOCUS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
+	rm -rf $(VENV) $(ENGINES) $(LITELLM) $(FOCUS) $(ICEBERG) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info $(DEMO_DIR)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

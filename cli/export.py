@@ -156,6 +156,31 @@ def xlsx(
     _table(write_xlsx, export, out, where, from_, to, as_logged, json)
 
 
+@command(
+    app,
+    "tallystick export iceberg export-all warehouse",
+    "tallystick export iceberg export-all warehouse --json",
+)
+def iceberg(
+    export: _Export,
+    warehouse: Annotated[
+        Path,
+        typer.Argument(metavar="WAREHOUSE", help="Folder of the catalogue and its tables; made if need be."),
+    ],
+    json: Json = False,
+) -> None:
+    """Append what is new in an export to Apache Iceberg tables: records, by day, and statements.
+
+    The catalogue is a SQLite file, catalog.db. Run it after each `export parquet --resume`.
+
+    With --json: warehouse, records, added_records, added_files, added_statements, tree_size, metadata (the
+    file that engines open).
+    """
+    from ledger.export.iceberg import write_iceberg
+
+    _show(write_iceberg(export, warehouse), warehouse, json)
+
+
 def _table(
     write: Callable[..., TableSummary],
     export: Path,

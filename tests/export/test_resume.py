@@ -22,51 +22,24 @@ from ledger.core.errors import CorruptError, RefusedError, TallystickError
 from ledger.core.export_layout import MANIFEST_FILE
 from ledger.core.keys import generate_key
 from ledger.core.note import format_vkey
-from ledger.core.records import document_digest, record_hash
+from ledger.core.records import record_hash
 from ledger.core.statements import Correction, Erasure
 from ledger.export import incremental, parquet
-from ledger.export.parquet import ExportSummary, export_parquet
+from ledger.export.parquet import export_parquet
 from ledger.keyfiles import save_private_key
-from ledger.store import Sequencer, migrate, open_store
+from ledger.store import migrate, open_store
 from ledger.store.append import create_log, log_verifier_key
-from tests.build import ORIGIN, START_US, make_deployment, make_records
-from tests.export.conftest import CREATED_US, DAY_US, Ledger
+from tests.build import ORIGIN, START_US
+from tests.export.conftest import DAY_US, Ledger
+from tests.export.growing import BATCH, grow, growing_ledger, resume
 from tests.export.test_parquet import check_proofs, rows_of
-
-BATCH = 20
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    """A ledger that may grow: twelve batches over two days."""
-    store = open_store(tmp_path / "ledger.db")
-    migrate(store)
-    key = generate_key()
-    create_log(store, key, ORIGIN)
-    sequencer = Sequencer(store, key)
-    sequencer.start()
-    made = Ledger(store, key, sequencer)
-    one = made.issuer("gpu-7.example.com/llama")
-    made.log(one.deployment(make_deployment()))
-    grow(made, 12)
-    yield made
-    sequencer.stop()
-    store.close()
-
-
-def grow(ledger: Ledger, batches: int, *, day: int = 0) -> None:
-    """More records; every third batch is of the next day, and so the days take turns."""
-    issuer = ledger.issuers["gpu-7.example.com/llama"]
-    digest = document_digest(make_deployment())
-    for _ in range(batches):
-        n = len(ledger.records)
-        start_us = START_US + (day + (n // BATCH % 3 == 2)) * DAY_US
-        ledger.batch(issuer, make_records(BATCH, digest, first=n, start_us=start_us, salt="grow"))
-
-
-def export(ledger: Ledger, target: Path, **options: Any) -> ExportSummary:
-    given = {"log_key": ledger.key, "created_us": CREATED_US, "resume": True} | options
-    return export_parquet(ledger.store, target, **given)
+    """A ledger that may grow."""
+    with growing_ledger(tmp_path) as made:
+        yield made
 
 
 def check_sound(ledger: Ledger, target: Path) -> None:
@@ -92,7 +65,7 @@ def records_of(directory: Path) -> dict[str, int]:
 
 
 def test_only_what_is_new_is_added(ledger: Ledger, tmp_path: Path) -> None:
-    first = export(ledger, tmp_path / "x")
+    first = resume(ledger, tmp_path / "x")
     assert (first.records, first.added_records) == (240, 240)
     before, files = contents(tmp_path / "x"), records_of(tmp_path / "x")
     grow(ledger, 3)
@@ -103,7 +76,7 @@ def test_only_what_is_new_is_added(ledger: Ledger, tmp_path: Path) -> None:
         record=wrong.id, record_hash=record_hash(b"x").hex(), reason="a test", carbon_ng=5, **issuer.chain()
     )
     ledger.log(issuer.sign(corrected))
-    second = export(ledger, tmp_path / "x")
+    second = resume(ledger, tmp_path / "x")
     assert (second.records, second.added_records) == (340, 100)
     assert second.tree_size == second.statements == first.tree_size + 6
     after = contents(tmp_path / "x")
@@ -113,7 +86,7 @@ def test_only_what_is_new_is_added(ledger: Ledger, tmp_path: Path) -> None:
     assert len(records_of(tmp_path / "x")) == len(files) + 3
     check_sound(ledger, tmp_path / "x")
     assert check_proofs(tmp_path / "x", ledger) == (340, second.tree_size)
-    whole = export(ledger, tmp_path / "fresh", resume=False)
+    whole = resume(ledger, tmp_path / "fresh", resume=False)
     assert [row | {"day": ""} for row in rows_of(whole.directory)] == [
         row | {"day": ""} for row in rows_of(tmp_path / "x")
     ]
@@ -124,22 +97,22 @@ def test_only_what_is_new_is_added(ledger: Ledger, tmp_path: Path) -> None:
 
 def test_a_period_is_added_to(ledger: Ledger, tmp_path: Path) -> None:
     period = {"from_us": START_US + 5_000, "to_us": START_US + DAY_US}
-    export(ledger, tmp_path / "x", **period)
+    resume(ledger, tmp_path / "x", **period)
     grow(ledger, 4)
-    summary = export(ledger, tmp_path / "x", **period)
+    summary = resume(ledger, tmp_path / "x", **period)
     assert not summary.every_statement
     wanted = [r for r in ledger.records if period["from_us"] <= r[3].started_us < period["to_us"]]
     assert [row["id"] for row in rows_of(tmp_path / "x")] == [record.id for *_, record in wanted]
     check_sound(ledger, tmp_path / "x")
-    fresh = export(ledger, tmp_path / "fresh", resume=False, **period)
+    fresh = resume(ledger, tmp_path / "fresh", resume=False, **period)
     statements = "_log/statements.parquet"
     assert contents(tmp_path / "x")[statements] == contents(fresh.directory)[statements]
 
 
 def test_nothing_new_changes_nothing(ledger: Ledger, tmp_path: Path) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     before = contents(tmp_path / "x")
-    summary = export(ledger, tmp_path / "x", created_us=1)
+    summary = resume(ledger, tmp_path / "x", created_us=1)
     assert summary.added_records == 0
     assert summary.records == 240
     assert contents(tmp_path / "x") == before
@@ -155,7 +128,7 @@ def test_an_interrupted_run_goes_on_from_its_last_segment(
 ) -> None:
     monkeypatch.setattr(parquet, "_SEGMENT_ROWS", 3 * BATCH)
     if added_to:
-        export(ledger, tmp_path / "x")
+        resume(ledger, tmp_path / "x")
         grow(ledger, 12)
         shutil.copytree(tmp_path / "x", tmp_path / "y")
     size = ledger.records[-1][0] + 1
@@ -166,11 +139,11 @@ def test_an_interrupted_run_goes_on_from_its_last_segment(
             raise Stop
 
     with pytest.raises(Stop):
-        export(ledger, tmp_path / "x", progress=interrupt)
+        resume(ledger, tmp_path / "x", progress=interrupt)
     finished = records_of(tmp_path / ".x.partial")
     assert len(finished) >= 4
     seen: list[int] = []
-    summary = export(ledger, tmp_path / "x", progress=lambda done, _: seen.append(done))
+    summary = resume(ledger, tmp_path / "x", progress=lambda done, _: seen.append(done))
     assert seen[0] > stop_at - 4  # not from the beginning
     assert seen[-1] == size == summary.tree_size
     kept = records_of(tmp_path / "x")
@@ -178,7 +151,7 @@ def test_an_interrupted_run_goes_on_from_its_last_segment(
     assert len([inode for inode in finished.values() if inode in inodes]) >= len(finished) - 2
     assert not (tmp_path / ".x.partial").exists()
     check_sound(ledger, tmp_path / "x")
-    export(ledger, tmp_path / "y")
+    resume(ledger, tmp_path / "y")
     assert contents(tmp_path / "x") == contents(tmp_path / "y")
 
 
@@ -199,7 +172,7 @@ STEPS = (
 def test_a_stop_at_any_step_is_mended(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, after: bool
 ) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     before = contents(tmp_path / "x")
     grow(ledger, 2)
     real = getattr(place, name)
@@ -212,11 +185,11 @@ def test_a_stop_at_any_step_is_mended(
     with monkeypatch.context() as patched:
         patched.setattr(place, name, stop)
         with pytest.raises(Stop):
-            export(ledger, tmp_path / "x")
+            resume(ledger, tmp_path / "x")
     published = name == "rmtree" or (after and name in ("_exchange", "publish"))
     assert (contents(tmp_path / "x") == before) is not published
     check_sound(ledger, tmp_path / "x")
-    assert export(ledger, tmp_path / "x").records == 280
+    assert resume(ledger, tmp_path / "x").records == 280
     check_sound(ledger, tmp_path / "x")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".x")]
 
@@ -224,7 +197,7 @@ def test_a_stop_at_any_step_is_mended(
 def test_without_an_exchange_two_renames_do_and_are_mended(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     before = contents(tmp_path / "x")
     grow(ledger, 1)
     monkeypatch.setattr(incremental, "_RENAME_EXCHANGE", 1 << 20)  # flags that no kernel knows
@@ -239,11 +212,11 @@ def test_without_an_exchange_two_renames_do_and_are_mended(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", rename)
         with pytest.raises(Stop):
-            export(ledger, tmp_path / "x")
+            resume(ledger, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     old = tmp_path / ".x.partial/old"
     assert contents(old) == before
-    assert export(ledger, tmp_path / "x").added_records == BATCH
+    assert resume(ledger, tmp_path / "x").added_records == BATCH
     check_sound(ledger, tmp_path / "x")
     assert not old.exists()
 
@@ -251,14 +224,14 @@ def test_without_an_exchange_two_renames_do_and_are_mended(
 def test_where_no_links_can_be_files_are_copied(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     grow(ledger, 1)
 
     def link(*_args: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(incremental.os, "link", link)
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     check_sound(ledger, tmp_path / "x")
 
 
@@ -308,10 +281,10 @@ def test_killed_at_random_it_is_whole_in_the_end(ledger: Ledger, tmp_path: Path)
 
 
 def test_another_scope_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     for options in ({"from_us": 5}, {"every_statement": False}):
         with pytest.raises(RefusedError, match="another log, period"):
-            export(ledger, tmp_path / "x", **options)
+            resume(ledger, tmp_path / "x", **options)
     check_sound(ledger, tmp_path / "x")
 
 
@@ -319,31 +292,31 @@ def test_another_directory_is_refused(ledger: Ledger, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/notes.txt").write_text("mine")
     with pytest.raises(RefusedError, match="not an export"):
-        export(ledger, tmp_path / "x")
+        resume(ledger, tmp_path / "x")
     assert contents(tmp_path / "x").keys() == {"notes.txt"}
 
 
 def test_an_export_that_was_changed_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     grow(ledger, 1)
     for path in [path for path in (tmp_path / "x").rglob("*") if path.is_file()]:
         data = path.read_bytes()
         path.write_bytes(data[:-1])
         with pytest.raises(TallystickError):
-            export(ledger, tmp_path / "x")
+            resume(ledger, tmp_path / "x")
         path.write_bytes(data)
     statements = tmp_path / "x/_log/statements.parquet"
     data = statements.read_bytes()
     statements.write_bytes(data[:99] + bytes([data[99] ^ 1]) + data[100:])
     with pytest.raises(CorruptError, match="not the file that the manifest lists"):
-        export(ledger, tmp_path / "x")
+        resume(ledger, tmp_path / "x")
 
 
 def test_a_ledger_that_went_back_is_refused(ledger: Ledger, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "old.db") as copy, ledger.store.read() as connection:
         connection.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
     grow(ledger, 1)
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     store = open_store(tmp_path / "old.db")
     with pytest.raises(CorruptError, match="rolled back or forked"):
         export_parquet(store, tmp_path / "x", log_key=ledger.key, resume=True)
@@ -351,18 +324,18 @@ def test_a_ledger_that_went_back_is_refused(ledger: Ledger, tmp_path: Path) -> N
 
 
 def test_two_at_once_are_refused(ledger: Ledger, tmp_path: Path) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     grow(ledger, 1)
     with incremental.locked_work(tmp_path / "x"), pytest.raises(RefusedError, match="another export"):
-        export(ledger, tmp_path / "x")
-    assert export(ledger, tmp_path / "x").added_records == BATCH
+        resume(ledger, tmp_path / "x")
+    assert resume(ledger, tmp_path / "x").added_records == BATCH
 
 
 def test_what_was_erased_since_is_not_signed_again(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export keeps no bytes that the log has given up, neither the finished nor the begun one."""
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     monkeypatch.setattr(parquet, "_SEGMENT_ROWS", BATCH)
 
     def interrupt(done: int, size: int) -> None:
@@ -370,7 +343,7 @@ def test_what_was_erased_since_is_not_signed_again(
             raise Stop
 
     with pytest.raises(Stop):
-        export(ledger, tmp_path / "y", progress=interrupt)
+        resume(ledger, tmp_path / "y", progress=interrupt)
     issuer = ledger.issuers["gpu-7.example.com/llama"]
     erased = Erasure(statement="ab" * 32, positions=(0,), rule="a request", **issuer.chain())
     try:
@@ -378,14 +351,14 @@ def test_what_was_erased_since_is_not_signed_again(
     except TallystickError as error:
         pytest.skip(f"the service takes no erasure statements yet: {error.code}")
     with pytest.raises(RefusedError, match="erased"):
-        export(ledger, tmp_path / "x")
+        resume(ledger, tmp_path / "x")
     seen: list[int] = []
-    export(ledger, tmp_path / "y", progress=lambda done, _: seen.append(done))
+    resume(ledger, tmp_path / "y", progress=lambda done, _: seen.append(done))
     assert seen[0] == 1
 
 
 def test_a_manifest_of_another_key_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    export(ledger, tmp_path / "x")
+    resume(ledger, tmp_path / "x")
     assert (tmp_path / "x" / MANIFEST_FILE).is_file()
     store, other = open_store(tmp_path / "other.db"), generate_key()
     migrate(store)
