@@ -298,6 +298,17 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "The caller asks for more in a second than one may.",
         "Send again after the time that `Retry-After` names.",
     ),
+    # --- enrolment -----------------------------------------------------------------------------------
+    (
+        "wrong-invite", 403, "Invitation not valid",
+        "The token enrols nobody: it is malformed, unknown, used or run out. It is not told which.",
+        "Ask an administrator of this log for another one.",
+    ),
+    (
+        "bad-proof", 422, "Possession not proven",
+        "The proof is not a signature by the key over the claim for this log, token, issuer and key.",
+        "Sign with the private half of the key that is to be enrolled: `tallystick issuers enrol` does.",
+    ),
     # --- reading -------------------------------------------------------------------------------------
     (
         "out-of-range", 400, "Tree size or index out of range",
@@ -401,5 +412,11 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "other-log-key", 500, "Another log key is in force",
         "The log's key was rotated, but this service still holds the one before.",
         "The operator starts it again with the new key.",
+    ),
+    # --- queries -------------------------------------------------------------------------------------
+    (
+        "query-too-large", 422, "Query too large",
+        "The question would add up more roll-ups, or read more records, than one request may cost.",
+        "Ask for a shorter period, one tenant or one model; or ask an export, which answers for any.",
     ),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from ledger.service import (
     operations,
     problems,
     proofs,
+    query,
     records,
     rollups,
 )
@@ -37,7 +38,20 @@ __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
 _ROUTERS = (
-    *(entries, batches, log, proofs, records, rollups, issuers, documents, budgets, problems, operations),
+    *(
+        entries,
+        batches,
+        log,
+        proofs,
+        records,
+        rollups,
+        query,
+        issuers,
+        documents,
+        budgets,
+        problems,
+        operations,
+    ),
 )
 
 

@@ -34,6 +34,10 @@ TAGS = [
     {"name": "proofs", "description": "Inclusion and consistency proofs, ready made."},
     {"name": "records", "description": "Records: list, get, prove. Needs the scope `read`."},
     {"name": "rollups", "description": "Exact sums over records. Needs the scope `read`."},
+    {
+        "name": "query",
+        "description": "Groups, totals and percentiles over a bounded period. Needs the scope `read`.",
+    },
     {"name": "issuers", "description": "Who may sign, with which keys. Changing needs the scope `admin`."},
     {"name": "documents", "description": "Deployments and factor sets, by digest. Needs the scope `read`."},
     {
