@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import From, Json, To, command
+
+if TYPE_CHECKING:
+    from ledger.export.reports.document import Figure, Report
 
 __all__ = ["app"]
 
@@ -131,9 +134,8 @@ def make(
     if json:
         print_json(told)
         return
-    fields(
-        (name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in told.items()
-    )
+    rows = [(name, str(told[name])) for name in ("directory", "kind", "records", "figures")]
+    fields([*rows, *(("gap", text) for text in report.gaps), ("files", ", ".join(sorted(files)))])
     note(
         f"\nNext: tallystick report verify {out} --key {out}/reporter.pub --export {export} "
         "--log-key LOG.vkey"
@@ -150,6 +152,91 @@ def _check_empty(out: Path) -> None:
             remedy="name a new folder, or empty it",
             code="directory-not-empty",
         )
+
+
+@command(
+    app,
+    "tallystick report show sci-2026-01",
+    "tallystick report show esrs-2026 --figure scope2_location --figure total_market --json",
+)
+def show(
+    directory: Annotated[Path, typer.Argument(metavar="REPORT", help="Folder of a report.")],
+    figure: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this figure; may be repeated.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show the figures of a report as it states them, with what is missing. It verifies nothing.
+
+    With --json: kind, subject, records, figures (each as in report.json), gaps.
+    """
+    from cli.output import fields, note, print_json, table
+
+    report = read_report(directory)
+    wanted = set(figure or ())
+    every = [each for section in report.sections for each in section.figures]
+    _check_names(wanted - {each.name for each in every}, directory)
+    shown = [each for each in every if not wanted or each.name in wanted]
+    if json:
+        import msgspec
+
+        figures = [msgspec.to_builtins(each) for each in shown]
+        print_json(
+            {
+                "kind": report.kind,
+                "subject": report.subject,
+                "records": report.records,
+                "figures": figures,
+                "gaps": list(report.gaps),
+            }
+        )
+        return
+    fields([("report", report.title), ("subject", report.subject), ("records", f"{report.records:,}")])
+    table(("figure", "value", "unit", "from"), [_row(each) for each in shown])
+    if not wanted:
+        fields(("gap", text) for text in report.gaps)
+    note("as stated, not verified: tallystick report verify")
+
+
+def _row(figure: Figure) -> tuple[str, str, str, str]:
+    from msgspec import UNSET
+
+    value = f"not stated: {figure.gap}" if figure.value is UNSET else figure.value
+    return figure.name, value, figure.unit, figure.basis
+
+
+def _check_names(unknown: set[str], directory: Path) -> None:
+    from ledger.core.errors import InvalidError
+
+    if unknown:
+        raise InvalidError(
+            f"has no figure {', '.join(sorted(unknown))}",
+            where=str(directory),
+            remedy="without --figure, all of them are shown",
+            code="bad-parameter",
+        )
+
+
+def read_report(directory: Path) -> Report:
+    """The report of a folder as it states itself; nothing is verified.
+
+    Raises:
+        InvalidError: the folder holds none.
+    """
+    import msgspec
+
+    from ledger.core.errors import InvalidError
+    from ledger.export.reports import Report
+
+    try:
+        return msgspec.json.decode((directory / REPORT_FILE).read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InvalidError(
+            f"holds no report: {error}",
+            where=str(directory),
+            remedy="name a folder that `tallystick report make` wrote",
+            code="malformed-report",
+        ) from None
 
 
 @command(

@@ -68,7 +68,7 @@ def parse_command_line(line: str) -> None:
     while "=" in words[0]:
         words.pop(0)
     assert words.pop(0) == "tallystick", line
-    for stop in (">", "|", "&&", "&"):
+    for stop in (">", "|", "||", "&&", "&"):
         if stop in words:
             words = words[: words.index(stop)]
     command: Any = typer.main.get_command(app)

@@ -166,3 +166,20 @@ def test_kinds_and_an_unknown_one(made: Path, run: Run, tmp_path: Path) -> None:
     )
     assert result.exit_code == 2
     assert "sci" in result.stderr
+
+
+def test_show(made: Path, run: Run) -> None:
+    """As stated: nothing is verified, and it says so."""
+    told = json_of(run("report", "show", made / "sci", "--json"))
+    stated = json.loads((made / "sci" / "report.json").read_text())
+    assert told["figures"] == [f for section in stated["sections"] for f in section.get("figures", ())]
+    assert (told["kind"], told["records"]) == ("sci", stated["records"])
+    one = json_of(run("report", "show", made / "sci", "--figure", "e", "--json"))
+    assert [figure["name"] for figure in one["figures"]] == ["e"]
+    shown = run("report", "show", made / "sci")
+    assert "sci_per_request" in shown.stdout
+    assert "not verified" in shown.stderr
+    for arguments in (("--figure", "nonsense"), ()):
+        refused = run("report", "show", made / "sci" if arguments else made, *arguments)
+        assert refused.exit_code == 2
+        assert "remedy" in refused.stderr
