@@ -19,6 +19,7 @@ __all__ = [
     "parse_time",
     "scaled",
     "short",
+    "signed_cost",
     "time",
 ]
 
@@ -76,6 +77,13 @@ def cost(cost_nano: int | None, currency: str | None) -> str:
         return ""
     micro = (cost_nano + 500) // 1000
     return f"{micro // 10**6:,}.{micro % 10**6:06d} {currency}"
+
+
+def signed_cost(cost_nano: int | None, currency: str | None) -> str:
+    """As ``cost``, for what may be negative."""
+    if cost_nano is not None and cost_nano < 0:
+        return f"-{cost(-cost_nano, currency)}"
+    return cost(cost_nano, currency)
 
 
 def count(value: int | None) -> str:

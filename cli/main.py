@@ -12,6 +12,7 @@ from cli import (
     compare,
     completeness,
     correction,
+    cost,
     db,
     demo,
     doctor,
@@ -21,9 +22,11 @@ from cli import (
     init,
     issuers,
     keys,
+    prices,
     proxy,
     query,
     receipts,
+    reconcile,
     records,
     reports,
     serve,
@@ -94,6 +97,8 @@ app.add_typer(records.app, name="records")
 app.add_typer(receipts.app, name="receipt")
 app.add_typer(spool.app, name="spool")
 app.add_typer(factors.app, name="factors")
+app.add_typer(prices.app, name="prices")
+app.add_typer(cost.app, name="cost")
 app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(correction.app, name="correction")
 app.add_typer(export.app, name="export")
@@ -108,6 +113,7 @@ command(app, *completeness.EXAMPLES)(completeness.completeness)
 command(app, *query.QUERY_EXAMPLES)(query.query)
 command(app, *compare.EXAMPLES)(compare.compare)
 command(app, *query.SQL_EXAMPLES)(query.sql)
+command(app, *reconcile.EXAMPLES)(reconcile.reconcile)
 command(app, *demo.EXAMPLES)(demo.demo)
 command(
     app,

@@ -105,6 +105,8 @@ class Reconciliation:
         unpriced: lines with an amount whose rate no book has, so that it was not checked.
         estimated: (model, from_us, until_us) that differ by no more than their estimated token counts.
         attributed: whether requests count on the day that they ``started`` or ``ended``.
+        outside_log: lines for times that the log's export does not hold, left out too.
+        dropped: records that issuers said they lost, in that period.
     """
 
     differences: tuple[Difference, ...]
@@ -115,6 +117,8 @@ class Reconciliation:
     unpriced: tuple[int, ...] = ()
     estimated: tuple[tuple[str, int, int], ...] = ()
     attributed: str = "started"
+    outside_log: tuple[int, ...] = ()
+    dropped: int = 0
 
 
 def reconcile(
@@ -210,6 +214,7 @@ class _Work:
         self._prices = prices
         self._zone = zone
         self._lines: dict[int, Line] = {}
+        self._homes: dict[int, tuple[int, int]] = {}
         self.differences: list[Difference] = []
         self.compared: list[Compared] = []
         self.unpriced: list[int] = []
@@ -316,6 +321,8 @@ class _Work:
         found = explain(cells, tuple(tolerances))
         for each in found:
             self._add(model, group, each)
+            if isinstance(each, Moved):
+                self._homes[each.number] = each.home.period
         wrong = {each.cell.period for each in found}
         return wrong | {each.home.period for each in found if isinstance(each, Moved)}
 
@@ -407,7 +414,8 @@ class _Work:
                 continue
             if self._is_foreign(model, period, line):
                 continue
-            worth = self._prices.of_line(model, line)
+            at = self._homes.get(line.number, (line.from_us, line.until_us))  # as priced on its own day
+            worth = self._prices.of_line(model, replace(line, from_us=at[0], until_us=at[1]))
             if worth is None:
                 self.unpriced.append(line.number)
                 continue

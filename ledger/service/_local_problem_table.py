@@ -110,6 +110,21 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Compare it with the page on tenants and keys.",
     ),
     (
+        "not-purged", 503, "Database not written anew",
+        "Others use the database, so that it could not be written anew without the bytes that were erased.",
+        "Run `tallystick erase --purge` when less goes on.",
+    ),
+    (
+        "bad-retention", 422, "Retention not possible",
+        "A policy is for records or credentials, and keeps records for six months at least.",
+        "Choose a longer time; erase single records under another rule with `tallystick erase`.",
+    ),
+    (
+        "legal-hold", 409, "Under a legal hold",
+        "A legal hold is on these records, and so they may not be erased.",
+        "Lift the hold first, if it no longer applies.",
+    ),
+    (
         "internal-address", 403, "Internal address",
         "The URL leads to a host of this machine or network, or is plain http, which only hosts may be that "
         "the operator allows.",
@@ -203,8 +218,18 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "unknown-model", 422, "Model not known",
-        "No table or package that is installed knows this model.",
+        "No table or package that is installed knows this model, or no list price fits a pattern.",
         "State the model's size instead, or leave its energy out.",
+    ),
+    (
+        "bad-invoice", 422, "Invoice cannot be read or compared",
+        "An invoice's file is of another form than it was read as, or its lines overlap in time.",
+        "Name the columns with --column; docs/how-to/costs.md describes the forms.",
+    ),
+    (
+        "bad-assumptions", 422, "Assumptions cannot be read",
+        "The file of what own hardware costs is no JSON, or lacks a field.",
+        "See docs/how-to/costs.md for its fields.",
     ),
     (
         "unknown-zone", 422, "Zone not known",

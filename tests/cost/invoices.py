@@ -74,6 +74,7 @@ class Seeded:
     rows: tuple[int, ...] = ()
     """Ids of the rows (``id``), whose lines must be named."""
     belongs: date | None = None
+    kinds: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -107,7 +108,14 @@ class Case:
             head = [row.day.isoformat(), row.model, row.tier or "", f"{row.amount:f}", "usd"]
             if self.wide:
                 counts = row.counts
-                writer.writerow([*head, counts["input"] + counts["cached_input"], counts["cached_input"], counts["output"]])
+                writer.writerow(
+                    [
+                        *head,
+                        counts["input"] + counts["cached_input"],
+                        counts["cached_input"],
+                        counts["output"],
+                    ]
+                )
             else:
                 ((kind, count),) = row.counts.items()
                 writer.writerow([*head, kind, count])
@@ -128,7 +136,9 @@ def random_case(chance: Random) -> Case:
             if chance.random() < 0.1:
                 continue
             day = FIRST_DAY + timedelta(days=d)
-            counted: dict[tuple[str | None, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(KINDS, 0))
+            counted: dict[tuple[str | None, int], dict[str, int]] = defaultdict(
+                lambda: dict.fromkeys(KINDS, 0)
+            )
             tiers = [None, "batch"] if n and chance.random() < 0.5 else [None]
             begin, end = us(midnight(day, zone)), us(midnight(day + timedelta(days=1), zone))
             for tier in tiers:
@@ -169,7 +179,8 @@ def random_case(chance: Random) -> Case:
                 for kind in KINDS:
                     count = sum(part[kind] for part in parts)
                     amount = sum(
-                        (_amount(book, model, tier, {kind: p[kind], "longer": p["longer"]}) for p in parts), Decimal(0)
+                        (_amount(book, model, tier, {kind: p[kind], "longer": p["longer"]}) for p in parts),
+                        Decimal(0),
                     )
                     if count:
                         rows.append(Row(day, invoiced, {kind: count}, tier, _rounded(amount, places)))
@@ -183,9 +194,7 @@ def _amount(book: PriceBook, model: str, tier: str | None, counts: dict[str, int
     (rate,) = (
         each
         for each in book.rates
-        if each.model == model
-        and (each.tier or None) == tier
-        and (each.above_input_tokens or 0) == longer
+        if each.model == model and (each.tier or None) == tier and (each.above_input_tokens or 0) == longer
     )
     per_mtok = {
         "input": rate.input_nano_per_mtok,
@@ -201,7 +210,7 @@ def _rounded(amount: Decimal, places: int) -> Decimal:
 
 
 def seed_errors(case: Case, chance: Random, most: int) -> None:
-    """Put errors into the invoice, each into a cell (model and day, and kind if lines tell one) of its own."""
+    """Put errors into the invoice, each into a cell (model, day, and kind if lines tell one) of its own."""
     used: set[tuple[str, date, str]] = set()
     plain = {id(row): (_model(row.model), row.day) for row in case.rows}
     for _ in range(chance.randrange(1, most + 1)):
@@ -212,7 +221,7 @@ def seed_errors(case: Case, chance: Random, most: int) -> None:
         model = _model(row.model)
         mates = [each for each in case.rows if _keys(case, each) & _keys(case, row)]
         what = chance.choice(["missing", "double", "wrong-rate", "wrong-day", "wrong-quantity", "unlogged"])
-        seeded = Seeded(frozenset({what}), model, row.day, (id(row),))
+        seeded = Seeded(frozenset({what}), model, row.day, (id(row),), kinds=frozenset(row.counts))
         if what == "missing":
             case.rows.remove(row)
             both = frozenset({"missing", "wrong-quantity"})
@@ -230,7 +239,8 @@ def seed_errors(case: Case, chance: Random, most: int) -> None:
             others = [
                 FIRST_DAY + timedelta(days=d)
                 for d in range(case.days)
-                if not {(model, FIRST_DAY + timedelta(days=d), kind) for _, _, kind in _keys(case, row)} & used
+                if not {(model, FIRST_DAY + timedelta(days=d), kind) for _, _, kind in _keys(case, row)}
+                & used
                 and FIRST_DAY + timedelta(days=d) != row.day
             ]
             if not others:
@@ -244,17 +254,15 @@ def seed_errors(case: Case, chance: Random, most: int) -> None:
             if row.counts[kind] <= 0:
                 row.counts[kind] = 7
             row.amount = _rounded(_line_amount(case, row), case.places)
-            both = frozenset({"wrong-quantity"})
-            seeded = replace(seeded, what=both)
         else:
-            kind = next(iter(row.counts))
             counts = {each: chance.randrange(5_000, 90_000) for each in row.counts}
-            stranger = Row(row.day, "model-9" if chance.random() < 0.5 else row.model, counts, row.tier, Decimal(0))
+            stranger = Row(
+                row.day, "model-9" if chance.random() < 0.5 else row.model, counts, row.tier, Decimal(0)
+            )
             if stranger.model == row.model:
                 stranger.amount = _rounded(_line_amount(case, stranger), case.places)
             case.rows.append(stranger)
             seeded = replace(seeded, model=_model(stranger.model), rows=(id(stranger),))
-            del kind
         case.seeded.append(seeded)
         used |= _keys(case, row)
 
@@ -269,7 +277,10 @@ def _model(name: str) -> str:
 
 def _keys(case: Case, row: Row) -> set[tuple[str, date, str]]:
     """The cells of a row: all kinds of its model and day, since an error in one may hide another's."""
-    return {(_model(row.model), row.day, "" if case.wide or row.model.startswith("model-0") else kind) for kind in row.counts}
+    return {
+        (_model(row.model), row.day, "" if case.wide or row.model.startswith("model-0") else kind)
+        for kind in row.counts
+    }
 
 
 def utc(at_us: int) -> datetime:
