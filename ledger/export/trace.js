@@ -149,9 +149,32 @@
       if (each !== null && typeof each === "object" && !Array.isArray(each)) rows.push(...flat(each, prefix + name + " "));
       else if (Array.isArray(each)) each.forEach((one, i) => typeof one === "object" ? rows.push(...flat(one, `${prefix}${name} ${i + 1} `)) : rows.push([label, one]));
       else if (name.endsWith("_us") && each > 1e15) rows.push([label, `${each} (${new Date(each / 1000).toISOString()})`]);
-      else rows.push([label, each]);
+      else rows.push([label.replace(/^energy energy /, "energy "), typeof each === "number" ? amount(name, each) : each]);
     }
     return rows;
+  }
+  // Whole numbers as they are signed, with thousands apart; and the same in a unit that people use.
+  const units = { uj: [1e6, "J"], ng: [1e6, "mg CO2e"], nl: [1e6, "ml"], nano: [1e9, ""], ug_per_kwh: [1e6, "g CO2e/kWh"], milli: [1000, ""], mw: [1000, "W"], ul_per_kwh: [1e6, "l/kWh"] };
+  const rounded = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 12 });
+  function amount(name, value) {
+    const plain = value.toLocaleString("en");
+    const unit = Object.keys(units).sort((a, b) => b.length - a.length).find((each) => name.endsWith("_" + each));
+    if (!unit) return plain;
+    const [divisor, word] = units[unit];
+    return `${plain} (${rounded(value / divisor)}${word && " " + word})`;
+  }
+  function short(record, deployment, later) {
+    const spent = record.energy, counted = record.usage;
+    return [
+      ["when", new Date(record.started_us / 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC")],
+      ["model", [deployment.model, deployment.version, deployment.quantization].filter(Boolean).join(" ")],
+      ["served by", [deployment.engine, deployment.provider, deployment.site, deployment.accelerator].filter(Boolean).join(", ")],
+      ["tokens", `${counted.input_tokens.toLocaleString("en")} in, ${counted.output_tokens.toLocaleString("en")} out`],
+      ["energy", spent && `${rounded(spent.energy_uj / 1e6)} J (${rounded(spent.energy_uj / 3.6e6)} mWh), ${spent.method}`],
+      ["carbon", record.carbon_ng !== undefined && `${rounded(record.carbon_ng / 1e6)} mg CO2e, location-based`],
+      ["weights", deployment.weights && `${deployment.weights.digest} (${deployment.weights.method})`],
+      ["but", later.some(([what]) => what.startsWith("correction")) && "a correction restates it: see the later statements below"],
+    ].map(([name, value]) => [name, value || undefined]);
   }
   // RFC 8785 for what documents hold: sorted keys, no floats.
   const canonical = (v) => Array.isArray(v) ? `[${v.map(canonical).join(",")}]`
@@ -252,6 +275,8 @@
       later.push([`${about.kind} by ${made.issuer}`, JSON.stringify(about)]);
     }
 
+    document.getElementById("shown").hidden = false;
+    table("short", short(record, deployment, later));
     table("record", flat(record));
     table("deployment", flat(deployment));
     table("factors", flat(factors));
@@ -259,7 +284,7 @@
     table("place", [
       ["log", origin], ["checkpoint", `size ${size}, root ${rootText}`], ["issuer", batch.issuer],
       ["statement", `number ${batch.payload.seq} of the issuer's chain, leaf ${trace.statement.leaf_index}`],
-      ["leaf hash", hex(await leafHash(batch.entry))], ["position in the batch", `${trace.position} of ${batch.payload.count}`],
+      ["leaf hash", hex(await leafHash(batch.entry))], ["position in the batch", `${trace.position + 1} of ${batch.payload.count}`],
       ["record hash", hex(recordHash)], ["signatures on the checkpoint", trace.checkpoint.slice(split + 2).split("\n").filter(Boolean).map((l) => l.split(" ")[1]).join(", ")],
     ]);
     if (unknown.length) say("unknown", `not wholly checked: ${unknown.join("; ")}`);
@@ -269,5 +294,7 @@
     add(`${step}: ${unsupported ? "this browser cannot check it" : error.message}`, unsupported ? "unknown" : "failed");
     if (unsupported) say("unknown", "not checked: this browser lacks what is needed (use a current one, or `tallystick verify`)");
     else say("failed", `FAILED: ${step}: ${error.message}`);
+    document.getElementById("withheld").hidden = false;
+    document.getElementById("shown").hidden = true;
   }
 })();

@@ -144,6 +144,7 @@ def shown(page: bytes, directory: Path) -> tuple[str, str]:
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search(r'<p id="verdict" class="([a-z]+)"[^>]*>([^<]*)</p>', dom)
     assert found is not None, dom[:500]
+    assert ('<div id="shown" hidden' in dom) is (found[1] == "failed")  # nothing unproven is shown
     return found[1], found[2]
 
 
