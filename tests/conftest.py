@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import Postgres, running_postgres
+from tests.databases import Postgres, begin_diverted_run, divert, end_diverted_run, running_postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,16 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sqlite: about the SQLite file itself; left out on PostgreSQL")
     if config.getoption("--database") == "postgresql":
-        from tests.databases import divert  # imports the ledger: only now
-
+        begin_diverted_run()
         divert()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if config.getoption("--database") == "postgresql":
-        from tests.databases import stop_started
-
-        stop_started()
+        end_diverted_run()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,7 +49,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]:
-    """Makes databases without a log, of either kind in turn; each call another one. They may have tables, unless ``empty``."""
+    """Makes databases without a log, of either kind in turn; with tables, or (on PostgreSQL) ``empty``."""
     if request.param == "sqlite":
         return lambda **_: f"sqlite:///{tmp_path / f'{secrets.token_hex(4)}.db'}"
     postgres: Postgres = request.getfixturevalue("postgres")

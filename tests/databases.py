@@ -49,13 +49,12 @@ class Postgres:
 
     def url(self, name: str) -> str:
         """The URL of a database of it, as the ledger takes it."""
-        base, _, query = self.uri.partition("?")
-        return f"{base.rpartition('/')[0].replace('postgresql://', 'postgresql+psycopg://')}/{name}?{query}"
+        return _url(self.uri, name)
 
     def create(self, name: str | None = None, *, template: str = "template1") -> str:
         """Make a database; its URL."""
         name = name or f"t_{secrets.token_hex(6)}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
 
     def create_migrated(self) -> str:
@@ -108,6 +107,11 @@ class Postgres:
         self._server.cleanup()
 
 
+def _url(uri: str, name: str) -> str:
+    base, _, query = uri.partition("?")
+    return f"{base.rpartition('/')[0].replace('postgresql://', 'postgresql+psycopg://')}/{name}?{query}"
+
+
 def database_name(url: str) -> str:
     """The database that a URL names."""
     return str(make_url(url).database)
@@ -126,28 +130,47 @@ def running_postgres(settings: dict[str, str] | None = None) -> Iterator[Postgre
 
 # --- the whole suite on PostgreSQL -----------------------------------------------------------------------
 
+_URI = "TEST_POSTGRES_URI"
+_TEMPLATE = "TEST_POSTGRES_TEMPLATE"
+_HERE = "TEST_POSTGRES_DIVERTED"
 
-def _server() -> Postgres:
-    if not _STARTED:
-        directory = Path(tempfile.mkdtemp(prefix="pg")) / "d"
-        # Tests of crashes have a server of their own; here, waiting for the disk would test nothing more.
-        _STARTED.append(Postgres(directory, {"fsync": "on", "max_connections": "200"}))
-    return _STARTED[0]
+
+def begin_diverted_run() -> None:
+    """Start a server for the whole run, and tell child processes of it. Call ``divert`` next."""
+    server = Postgres(Path(tempfile.mkdtemp(prefix="pg")) / "d", {"max_connections": "300"})
+    _STARTED.append(server)
+    template = database_name(server.create_migrated())
+    paths = [str(Path(__file__).with_name("diverted")), os.environ.get("PYTHONPATH", "")]
+    os.environ |= {
+        _URI: server.uri,
+        _TEMPLATE: template,
+        _HERE: str(os.getpid()),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def end_diverted_run() -> None:
+    """End what ``begin_diverted_run`` started."""
+    while _STARTED:
+        _STARTED.pop().stop()
 
 
 def diverted_url(path: Path) -> str:
     """The URL of the database that stands for the SQLite file ``path``: made when first asked for.
 
-    A file beside it remembers the URL, so that it moves with its folder.
+    A file beside it remembers the URL, so that it moves with its folder. It has the tables already.
     """
     marker = path.with_name(f".{path.name}.url")
     if not marker.exists():
-        marker.write_text(_server().create())
+        name = f"t_{secrets.token_hex(6)}"
+        with psycopg.connect(os.environ[_URI], autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{os.environ[_TEMPLATE]}"')  # type: ignore[arg-type]
+        marker.write_text(_url(os.environ[_URI], name))
     return marker.read_text()
 
 
 def divert() -> None:
-    """From now on, opening a SQLite file opens a PostgreSQL database in its place."""
+    """From now on, opening a SQLite file by its path opens a PostgreSQL database in its place."""
     import ledger.store
     from cli.folder import DATABASE_VARIABLE, Folder
     from ledger.store import engine
@@ -163,9 +186,3 @@ def divert() -> None:
     Folder.database = property(  # type: ignore[method-assign, assignment]
         lambda folder: os.environ.get(DATABASE_VARIABLE) or diverted_url(folder.path / "ledger.db")
     )
-
-
-def stop_started() -> None:
-    """End what ``divert`` started."""
-    while _STARTED:
-        _STARTED.pop().stop()
