@@ -17,11 +17,13 @@ from struct import Struct
 from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from ledger import zstd
 from ledger.audit.report import Findings
 from ledger.audit.tables import SUMS
 from ledger.core import merkle
+from ledger.core.erased import ERASED_MARK, erased_hash, line_hashes
 from ledger.core.errors import TallystickError
 from ledger.core.records import MAX_RECORD_BYTES, Record, decode_record_lines
 from ledger.core.statements import MAX_BATCH_RECORDS, Batch, Totals
@@ -46,18 +48,18 @@ class BatchFacts:
     Args:
         ids: their ids as 16 bytes each, in order.
         rollups: (hour, tenant, deployment) -> sums, in the order of ``tables.SUMS``; no tenant is ''.
+        positions: where the records are that were not erased; None where none was.
+        erased: positions of those that were.
     """
 
     ids: tuple[bytes, ...]
     rollups: dict[Key, list[int]]
+    positions: tuple[int, ...] | None = None
+    erased: tuple[int, ...] = ()
 
 
 def unpack_block(block: Any, digest: Any, where: str, findings: Findings) -> bytes | None:
-    """Decompress a stored record block; None, and a finding, if that cannot be done.
-
-    A batch whose bytes were erased under an ``erasure`` statement would be recognised by the caller, which
-    knows the statements, before it comes here.
-    """
+    """Decompress a stored record block; None, and a finding, if that cannot be done."""
     if not isinstance(block, bytes):
         what = "the batch's records are gone" if block is None else "is not bytes"
         findings.add("records-missing", f"{where}.records", what, _RESTORE)
@@ -90,6 +92,8 @@ def check_records(lines: bytes, batch: Batch | None, where: str, findings: Findi
         where: the place of the records.
         findings: where contradictions go.
     """
+    if ERASED_MARK in lines:
+        return _check_with_erased(lines, batch, where, findings)
     try:
         found = _read(lines, where)
     except TallystickError as error:
@@ -105,18 +109,76 @@ def check_records(lines: bytes, batch: Batch | None, where: str, findings: Findi
     return BatchFacts(found.ids, found.rollups)
 
 
-def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings) -> None:
-    """Check that a batch's records are those that the issuer signed, without looking into them."""
+def _check_with_erased(
+    lines: bytes, batch: Batch | None, where: str, findings: Findings
+) -> BatchFacts | None:
+    """Check a batch of which some records were erased: the rest, and that the hashes make the root."""
     parts = lines.split(b"\n")
     if parts.pop():
         findings.add("bad-record", where, "the last record is not ended by a newline", _RESTORE)
-        return
-    findings.counts.records += len(parts)
+        return None
+    erased = tuple(at for at, line in enumerate(parts) if erased_hash(line) is not None)
+    gone = set(erased)
+    present = tuple(at for at in range(len(parts)) if at not in gone)
+    found = None
+    if present:
+        try:
+            found = _read(b"".join([parts[at] + b"\n" for at in present]), where)
+        except TallystickError as error:
+            findings.add_error(error, error.where or where, code="bad-record")
+            return None
+    findings.counts.records += len(present)
+    if batch is not None:
+        if len(parts) != batch.count:
+            what = f"the statement counts {batch.count} records, but there are lines of {len(parts)}"
+            findings.add("wrong-count", where, what, _RESTORE)
+        _check_root(merkle.root(line_hashes(parts)), batch, where, findings)
+        if found is not None:
+            _compare_rest(batch, _summary(found), where, findings)
+    return BatchFacts(
+        found.ids if found else (), found.rollups if found else {}, positions=present, erased=erased
+    )
+
+
+def _compare_rest(batch: Batch, summary: dict[str, Any], where: str, findings: Findings) -> None:
+    """What is left of a batch cannot be more than the statement says of all of it."""
+    totals, stated = asdict(summary["totals"]), asdict(batch.totals)
+    too_much = [name for name, value in totals.items() if value is not UNSET and value > (stated[name] or 0)]
+    too_much += [
+        name for name in ("deployments", "factors") if not set(summary[name]) <= set(getattr(batch, name))
+    ]
+    if summary["first_us"] < batch.first_us or summary["last_us"] > batch.last_us:
+        too_much.append("period")
+    for name in too_much:
+        findings.add(
+            "wrong-summary",
+            where,
+            f"what is left of the records has more {name} than the statement",
+            _RESTORE,
+        )
+
+
+def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings) -> tuple[int, ...] | None:
+    """Check that a batch's records are those that the issuer signed, without looking into them.
+
+    Returns:
+        Positions of those that were erased; None, and a finding, if the lines cannot be told apart.
+    """
+    parts = lines.split(b"\n")
+    if parts.pop():
+        findings.add("bad-record", where, "the last record is not ended by a newline", _RESTORE)
+        return None
+    erased: tuple[int, ...] = ()
+    if ERASED_MARK in lines:
+        erased = tuple(at for at, line in enumerate(parts) if erased_hash(line) is not None)
+    findings.counts.records += len(parts) - len(erased)
     if batch is not None:
         if len(parts) != batch.count:
             what = f"the statement counts {batch.count} records, but there are {len(parts)}"
             findings.add("wrong-count", where, what, _RESTORE)
-        _check_root(merkle.root(merkle.leaf_hashes(parts)), batch, where, findings)
+        hashes = line_hashes(parts) if erased else merkle.leaf_hashes(parts)
+        _check_root(merkle.root(hashes), batch, where, findings)
+    return erased
 
 
 def _check_root(root: bytes, batch: Batch, where: str, findings: Findings) -> None:

@@ -60,6 +60,12 @@ class _DatabaseSource:
             # Bytes would pass for a note that was read: a service reads text, and would fail on them.
             yield size, note.encode("utf-8", "surrogateescape") if isinstance(note, str) else _Foreign(note)
 
+    def witnessed(self) -> Iterator[bytes]:
+        """Checkpoints with cosignatures, newest first; none of a database that has no table for them."""
+        if "witnessed" in {name for (name,) in self._tables()}:
+            for (note,) in self._stream("SELECT note FROM witnessed ORDER BY size DESC"):
+                yield note.encode("utf-8", "surrogateescape") if isinstance(note, str) else b""
+
     def leaves(self, size: int) -> Iterator[Leaf]:  # noqa: ARG002 - rows beyond the tree are findings
         """All statements, with what is stored beside them."""
         for row in self._stream(f"SELECT {_columns('statement')} FROM statement ORDER BY leaf_index"):  # noqa: S608

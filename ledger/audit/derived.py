@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
+from typing import Any
+
+import msgspec
 
 from ledger.audit.batches import BatchFacts, Key
 from ledger.audit.index import IndexAudit
@@ -21,6 +24,7 @@ from ledger.core.errors import UnavailableError
 __all__ = ["DerivedAudit"]
 
 _PAGE_ROWS = 1_024
+_MAX_SHOWN = 10
 _MAX_PENDING = 4_096
 """Batches' sums that wait to be added: columns are added faster than rows."""
 
@@ -39,6 +43,8 @@ class DerivedAudit:
         self._rollups: dict[Key, list[int]] = {}
         self._pending: defaultdict[Key, list[list[int]]] = defaultdict(list)
         self._pending_count = 0
+        self._acts: dict[Any, str] = {}
+        self._granted: dict[Any, tuple[Any, Any, Any]] = {}  # API key -> scopes, tenant, token SHA-256
         self._damaged: set[int] = set()  # leaves whose records could not be read
         self._slices = _Slices(source.rows("batch_slice"), findings)
         self._index: IndexAudit | None = None
@@ -51,7 +57,7 @@ class DerivedAudit:
         """Add what follows from one batch's records."""
         if self._index is not None:
             try:
-                self._index.add(leaf_index, facts.ids)
+                self._index.add(leaf_index, facts.ids, facts.positions)
             except UnavailableError as error:
                 self._findings.gap("record_index", error.what)
                 self._index = None
@@ -70,6 +76,10 @@ class DerivedAudit:
             self._rollups[key] = list(map(sum, zip(*parts, strict=True)))
         self._pending.clear()
         self._pending_count = 0
+
+    def act(self, leaf_index: int, digest: str) -> None:
+        """Note what an administrative act's particulars hash to."""
+        self._acts[leaf_index] = digest
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -90,6 +100,8 @@ class DerivedAudit:
         )
         with self._reading("log_head"):
             self._compare_head(leaves.origin, tree, newest)
+        with self._reading("admin_act"):
+            self._check_acts()
         with self._reading("api_key"):
             self._check_api_keys()
         for where in self._source.unexpected():
@@ -112,8 +124,38 @@ class DerivedAudit:
         expected: dict[Row, Row] = {(1,): (1, origin, newest.size, newest.root, note)}
         compare_rows(self._findings, "log_head", rows, expected)
 
+    def _check_acts(self) -> None:
+        """Particulars of acts: the log's key signed their SHA-256. What they say is looked at later."""
+        for leaf_index, detail in self._source.rows("admin_act"):
+            self._findings.counts.rows += 1
+            signed = self._acts.pop(leaf_index, None)
+            where = place("admin_act", leaf_index)
+            if signed is None:
+                self._findings.add("row-extra", where, "nothing in the log leads to this row")
+            elif not isinstance(detail, bytes) or sha256(detail).hexdigest() != signed:
+                self._findings.add(
+                    "row-differs", f"{where}.detail", f"is not what the log's key signed: {signed}"
+                )
+            else:
+                self._note_key(detail)
+        for leaf_index in self._acts:
+            self._findings.add(
+                "row-missing",
+                place("admin_act", leaf_index),
+                "the particulars of this act are gone: what was done can no longer be told",
+            )
+
+    def _note_key(self, detail: bytes) -> None:
+        try:
+            said = msgspec.json.decode(detail)
+            if said.get("key") is not None:
+                self._granted[said["key"]] = (said["scopes"], said.get("tenant"), said["token_sha256"])
+        except (msgspec.DecodeError, AttributeError, KeyError, TypeError, UnicodeError):
+            return  # signed as it is: an act of a later version
+
     def _check_api_keys(self) -> None:
-        """API keys follow from no statement: they carry a digest over themselves."""
+        """API keys carry a digest over themselves, and the act that made each says what was granted."""
+        unknown = []
         for row in self._source.rows("api_key"):
             self._findings.counts.rows += 1
             *values, tenant, digest = row
@@ -127,6 +169,22 @@ class DerivedAudit:
                     f"check_sha256 is {shown(digest)}, but the other columns hash to {shown(right)}",
                     "revoke the key and make another: its scopes or token may not be what was granted",
                 )
+            key, token, scopes, revoked = row[0], row[1], row[2], row[5]
+            granted = self._granted.get(key)
+            if granted is None:
+                unknown += [shown(key)] if revoked is None else []
+            elif granted != (scopes, tenant, token.hex() if isinstance(token, bytes) else token):
+                self._findings.add(
+                    "row-differs",
+                    place("api_key", key),
+                    "scopes, tenant or token are not those that the log says were granted",
+                    "revoke the key, and find out who changed the database",
+                )
+        if unknown:
+            self._findings.note(
+                f"{len(unknown)} API keys are in force that no act in the log granted: "
+                f"{', '.join(unknown[:_MAX_SHOWN])}; ask who made them"
+            )
 
     @contextmanager
     def _reading(self, table: str) -> Iterator[None]:
@@ -172,6 +230,8 @@ class _Slices:
 
     def _passed(self, wanted: list[Row]) -> bool:
         """Go past a leaf's rows if they are those that come next on this page, as they nearly always are."""
+        if not wanted:  # all of it was erased
+            return False
         page, end = self._page, self._at + len(wanted)
         rows = page[self._at : end]
         if rows != wanted or end == len(page):  # then more of them may follow

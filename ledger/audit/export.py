@@ -7,9 +7,10 @@ while a record's bytes are proven by its issuer's signature and the log's tree.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from ledger.core.export_layout import (
     ManifestFile,
     open_manifest,
 )
-from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.keys import PublicKey
+from ledger.core.log_keys import public_of_log_key
 from ledger.core.note import VerifierKey
 
 __all__ = ["ExportSource", "audit_export"]
@@ -54,7 +56,7 @@ class ExportSource:
 
 def audit_export(
     source: ExportSource,
-    log_key: VerifierKey,
+    log_keys: Sequence[VerifierKey],
     findings: Findings,
     *,
     known: Iterable[Checkpoint] = (),
@@ -62,13 +64,13 @@ def audit_export(
     progress: Callable[[int, int], None] | None = None,
 ) -> Signed | None:
     """Audit an export; return its checkpoint if the log's key signed it."""
-    public = public_from_ed25519(log_key.public_key, where=log_key.name)
+    public = [public_of_log_key(key) for key in log_keys]
     manifest = _read_manifest(source.directory, public, findings)
     if manifest is None:
         findings.gap(source.name, "without its manifest there is nothing to check it against")
         return None
     try:
-        checkpoint = open_checkpoint(manifest.checkpoint.encode(), log_key)
+        checkpoint = open_checkpoint(manifest.checkpoint.encode(), log_keys)
         findings.counts.signatures += 1
         findings.counts.checkpoints += 1
     except TallystickError as error:
@@ -88,7 +90,9 @@ def audit_export(
     )
     statements.read()
     _check_known(statements, checkpoint, known, findings)
-    records = RecordRows(source.directory, manifest, statements.batches, statements.deployments, findings)
+    records = RecordRows(
+        source.directory, manifest, statements.batches, statements.deployments, statements.erased, findings
+    )
     done, total = 0, sum(each.rows for each in manifest.files if each.rows is not UNSET)
     for each in manifest.files:
         if not each.path.startswith(f"{RECORDS_DIR}/"):
@@ -104,7 +108,7 @@ def audit_export(
     return signed
 
 
-def _read_manifest(directory: Path, key: PublicKey, findings: Findings) -> Manifest | None:
+def _read_manifest(directory: Path, keys: Sequence[PublicKey], findings: Findings) -> Manifest | None:
     parts = []
     for name, limit in ((MANIFEST_FILE, MAX_MANIFEST_BYTES), (MANIFEST_SIGNATURE_FILE, _MAX_SIGNATURE_BYTES)):
         try:
@@ -119,12 +123,20 @@ def _read_manifest(directory: Path, key: PublicKey, findings: Findings) -> Manif
             return None
         parts.append(data)
     try:
-        manifest = open_manifest(parts[0], parts[1], key)
+        manifest = _opened(parts[0], parts[1], keys)
     except TallystickError as error:
         findings.add_error(error, error.where or MANIFEST_FILE, code="bad-manifest")
         return None
     findings.counts.signatures += 1
     return manifest
+
+
+def _opened(manifest: bytes, signature: bytes, keys: Sequence[PublicKey]) -> Manifest:
+    """The manifest, if one of the log's keys signed it."""
+    for key in keys[:-1]:
+        with contextlib.suppress(TallystickError):
+            return open_manifest(manifest, signature, key)
+    return open_manifest(manifest, signature, keys[-1])
 
 
 def _check_files(directory: Path, manifest: Manifest, findings: Findings) -> set[str]:

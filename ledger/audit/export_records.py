@@ -107,8 +107,10 @@ class RecordRows:
         manifest: Manifest,
         batches: dict[int, ExportedBatch],
         deployments: dict[str, Deployment],
+        erased: dict[bytes, set[int]],
         findings: Findings,
     ) -> None:
+        self._erased = erased
         self._directory = directory
         self._manifest = manifest
         self._batches = batches
@@ -292,6 +294,33 @@ class RecordRows:
                     f"is {batch.exported}, but the files hold {batch.filled} records of leaf {leaf}",
                     CHANGED,
                 )
+            self._check_erased(leaf, batch)
+
+    def _check_erased(self, leaf: int, batch: ExportedBatch) -> None:
+        """Check that what a batch lacks, all of it in the period, are the very records that were erased."""
+        said = self._erased.get(batch.leaf_hash, set())
+        if not batch.inside and not said:
+            return
+        seen = batch.seen
+        missing = {
+            at
+            for at in range(batch.batch.count if seen else 0)
+            if not any(seen[at * HASH_SIZE : (at + 1) * HASH_SIZE])
+        }
+        if batch.inside and (silent := missing - said):
+            self._findings.add(
+                "records-missing",
+                cell(STATEMENTS_FILE, batch.row, "exported_records"),
+                f"record {min(silent)} of leaf {leaf} is not in the export, and the log does not say that it "
+                "was erased",
+                "records of the period were left out: ask why, and export again",
+            )
+        still = {at for at in said if at < batch.batch.count} - missing
+        if batch.inside and still:
+            self._findings.note(
+                f"{len(still)} records of leaf {leaf} are in this export, though the log says that they were "
+                "erased: it was begun before; erase it too"
+            )
 
     def _check_ids(self) -> None:
         import pyarrow as pa

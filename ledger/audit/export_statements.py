@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ledger.core.export_layout import STATEMENT_COLUMNS, STATEMENTS_FILE, Manife
 from ledger.core.keys import PublicKey
 from ledger.core.merkle import HASH_SIZE, CompactRange
 from ledger.core.records import Deployment, document_digest
-from ledger.core.statements import Batch, DeploymentStatement, SignedStatement
+from ledger.core.statements import Batch, DeploymentStatement, Erasure, SignedStatement
 
 __all__ = ["ExportedBatch", "StatementRows"]
 
@@ -40,6 +40,9 @@ class ExportedBatch:
     listed: bytes | None
     seen: bytearray
     filled: int = 0
+    leaf_hash: bytes = b""
+    inside: bool = False
+    """All its records started within the period of the export."""
 
 
 class _KnownRoots:
@@ -71,7 +74,7 @@ class StatementRows:
         path: Path,
         manifest: Manifest,
         checkpoint: Checkpoint,
-        log_key: PublicKey,
+        log_keys: Sequence[PublicKey],
         findings: Findings,
         issuer_keys: Mapping[str, Collection[PublicKey]] | None,
     ) -> None:
@@ -85,8 +88,10 @@ class StatementRows:
         self._whole = manifest.scope.statements == "all"
         self._roots = _KnownRoots(checkpoint)
         self._row_of: dict[int, int] = {}
+        self.erased: dict[bytes, set[int]] = {}  # leaf hash of a batch -> positions, as the log says
+        self._short: list[tuple[ExportedBatch, str]] = []  # records that the period has and the export not
         self._leaves = LeafAudit(
-            log_key,
+            log_keys,
             checkpoint.origin,
             self._roots,
             findings,
@@ -123,6 +128,16 @@ class StatementRows:
 
     def _close(self, rows: int, last: int) -> None:
         findings, size = self._findings, self._checkpoint.size
+        for short, where in self._short:
+            erased = {each for each in self.erased.get(short.leaf_hash, ()) if each < short.batch.count}
+            if short.batch.count - short.exported > len(erased):
+                findings.add(
+                    "records-missing",
+                    where,
+                    f"is {short.exported} of {short.batch.count} records, all of them within the period, and "
+                    f"the log says that {len(erased)} were erased",
+                    "records of the period were left out: ask why, and export again",
+                )
         findings.counts.issuers = len(self._leaves.heads)
         if rows != self._manifest.statements:
             findings.add(
@@ -189,7 +204,10 @@ class StatementRows:
             self.deployments[document_digest(deployment)] = deployment
         if isinstance(statement.payload, Batch):
             self._leaves.check_documents(statement.payload, cell(STATEMENTS_FILE, row, "entry"))
-            self._expect_records(index, row, values, statement.issuer, statement.payload)
+            self._expect_records(index, row, values, statement)
+        if isinstance(statement.payload, Erasure) and statement.issuer == self._leaves.origin:
+            batch_hash = bytes.fromhex(statement.payload.statement)
+            self.erased.setdefault(batch_hash, set()).update(statement.payload.positions)
 
     def _check_columns(
         self, row: int, values: dict[str, Any], statement: SignedStatement, leaf_hash: bytes
@@ -215,21 +233,21 @@ class StatementRows:
                 )
 
     def _expect_records(
-        self, index: int, row: int, values: dict[str, Any], issuer: str, batch: Batch
+        self, index: int, row: int, values: dict[str, Any], statement: SignedStatement
     ) -> None:
         exported, listed = values["exported_records"], values["record_hashes"]
+        batch = statement.payload
+        assert isinstance(batch, Batch)  # noqa: S101 - the caller looked
         scope = self._manifest.scope
         inside = (scope.from_us is UNSET or scope.from_us <= batch.first_us) and (
             scope.to_us is UNSET or batch.last_us < scope.to_us
         )
-        if exported is None or not 0 <= exported <= batch.count or (inside and exported != batch.count):
+        where = cell(STATEMENTS_FILE, row, "exported_records")
+        if exported is None or not 0 <= exported <= batch.count:
             self._findings.add(
-                "records-missing" if inside else "row-differs",
-                cell(STATEMENTS_FILE, row, "exported_records"),
-                f"is {exported} of {batch.count} records" + (", all of them within the period" * inside),
-                "records of the period were left out: ask why, and export again",
+                "row-differs", where, f"is {exported}, but the batch has {batch.count} records", CHANGED
             )
-            exported = exported or 0
+            exported = 0
         if (listed is not None) != (0 < exported < batch.count):
             self._findings.add(
                 "row-differs",
@@ -246,7 +264,17 @@ class StatementRows:
                     "do not lead to the root that the issuer signed",
                     CHANGED,
                 )
+        expected = ExportedBatch(
+            batch,
+            statement.issuer,
+            row,
+            exported,
+            listed,
+            bytearray(batch.count * HASH_SIZE if exported else 0),
+            leaf_hash=statement.leaf_hash,
+            inside=inside,
+        )
+        if inside and exported < batch.count:  # erasure statements come later: see _close
+            self._short.append((expected, where))
         if exported:
-            self.batches[index] = ExportedBatch(
-                batch, issuer, row, exported, listed, bytearray(batch.count * HASH_SIZE)
-            )
+            self.batches[index] = expected

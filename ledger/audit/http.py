@@ -120,6 +120,10 @@ class UrlSource:
                 return  # reported already: it is not the log's
             yield size, self._note
 
+    def witnessed(self) -> Iterator[bytes]:
+        """Nothing more: the service's checkpoint carries its cosignatures."""
+        return iter(())
+
     def leaves(self, size: int) -> Iterator[Leaf]:
         """The entries below ``size``, batches with their records, all with their receipts."""
         bundles = self._ahead(

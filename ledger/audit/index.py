@@ -40,16 +40,23 @@ class IndexAudit:
         self._open: set[Row] = set()
         self._given_up = False
 
-    def add(self, leaf_index: int, ids: tuple[bytes, ...]) -> None:
-        """Add the record ids of one batch."""
+    def add(self, leaf_index: int, ids: tuple[bytes, ...], positions: tuple[int, ...] | None = None) -> None:
+        """Add the record ids of one batch, and their positions if these are not all from 0 on."""
         if self._given_up:
             return
         count = len(ids)
         first = leaf_index * PLACES_PER_LEAF
         stored = self._fetch(count)
         self._findings.counts.rows += len(stored)
-        logged: Iterable[Row] = zip(ids, range(first, first + count), strict=True)
-        if _native is not None and (left := _native.unmatched(ids, first, stored)) is not None:
+        places: Iterable[int] = range(first, first + count)
+        if positions is not None:
+            places = [first + each for each in positions]
+        logged: Iterable[Row] = zip(ids, places, strict=True)
+        if (
+            positions is None
+            and _native is not None
+            and (left := _native.unmatched(ids, first, stored)) is not None
+        ):
             logged, stored = left  # most rows come together with their records
         self._open.symmetric_difference_update(logged)
         self._open.symmetric_difference_update(stored)

@@ -6,7 +6,7 @@ is which issuer's, from which leaf on, and until which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from ledger.core.errors import InvalidError, TallystickError
 from ledger.core.keys import PublicKey, parse_cose_key
 from ledger.core.records import document_digest
 from ledger.core.statements import (
+    Admin,
     Batch,
     DeploymentStatement,
     FactorsStatement,
@@ -58,6 +59,8 @@ class _Key:
     encoded: bytes
     added_leaf: int
     revoked_leaf: int | None = None
+    named: bool = True
+    """Whether the log named it; the auditor may hold keys of the log that it has not named yet."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class LeafAudit:
     """What the statements so far have established. Owned by the one thread that audits.
 
     Args:
-        log_key: the log's public key.
+        log_keys: the log's public keys, all that the auditor trusts.
         origin: the log's name.
         roots: tells the root of the tree that a receipt names, once it is known.
         findings: where contradictions go.
@@ -86,7 +89,7 @@ class LeafAudit:
 
     def __init__(
         self,
-        log_key: PublicKey,
+        log_keys: Sequence[PublicKey],
         origin: str,
         roots: Roots,
         findings: Findings,
@@ -96,12 +99,15 @@ class LeafAudit:
         whole: bool = True,
     ) -> None:
         self.origin = origin
-        # The log's own key is known without leaf 0, whatever that says.
-        self._log_cose_key = cose.encode_cbor(log_key.to_cose_key())
-        self.keys = {log_key.kid: _Key(origin, log_key, self._log_cose_key, 0)}
+        # The log's own keys are known without leaf 0, whatever that says.
+        self.keys = {
+            key.kid: _Key(origin, key, cose.encode_cbor(key.to_cose_key()), 0, named=len(log_keys) == 1)
+            for key in log_keys
+        }
         self.heads = {origin: ChainHead()}
         self.documents: dict[str, Document] = {}
-        self._log_key = log_key
+        # The log's keys with the leaf from which on each signs receipts, in that order.
+        self._own: list[tuple[int, PublicKey]] = [(0, log_keys[0])]
         self._roots = roots
         self._findings = findings
         self._issuer_keys = issuer_keys or {}
@@ -130,6 +136,13 @@ class LeafAudit:
         payload = statement.payload
         if leaf.index == 0:
             self._check_genesis(statement, where)
+        elif isinstance(payload, Admin) and statement.issuer != self.origin:
+            self._findings.add(
+                "bad-act",
+                where,
+                f"{statement.issuer} tells of an act, which only {self.origin} may",
+                _SUSPECT,
+            )
         elif isinstance(payload, IssuerKey):
             self._learn_key(payload, statement, leaf.index, where)
         self._check_signature(statement, leaf.index, where)
@@ -188,6 +201,7 @@ class LeafAudit:
 
         To be called before the leaf is added to the tree.
         """
+        self._hand_over(leaf.index, statement)
         if leaf.columns is not None:
             self._check_stored_receipt(leaf.index, leaf.columns, statement.subject)
         elif leaf.receipt is not None:
@@ -199,7 +213,7 @@ class LeafAudit:
             return False
         try:
             receipts.verify_receipt(
-                receipts.decode_receipt(leaf.receipt), merkle.leaf_hash(leaf.entry), self._log_key
+                receipts.decode_receipt(leaf.receipt), merkle.leaf_hash(leaf.entry), self._log_key(leaf.index)
             )
         except TallystickError:
             return False
@@ -214,20 +228,28 @@ class LeafAudit:
             )
             return
 
+        key = self._log_key(index)
+        known = self.keys.get(key.kid)
+        if known is not None and known.revoked_leaf is not None and known.revoked_leaf < index:
+            self._findings.add(
+                "revoked-key",
+                where,
+                f"was logged after leaf {known.revoked_leaf}, which froze the log by revoking its key",
+                _SUSPECT,
+            )
+
         def verify(root: bytes) -> None:
             self._findings.counts.signatures += 1
             header = {
-                cose.ALG: self._log_key.alg,
-                cose.KID: self._log_key.kid,
+                cose.ALG: key.alg,
+                cose.KID: key.kid,
                 **receipts.receipt_header(
                     origin=self.origin, subject=subject, registered_s=registered_s, tree_size=size
                 ),
             }
             try:
                 message = cose.Sign1(cose.encode_cbor(header), header, {}, None, signature)
-                cose.verify_sign1(
-                    message, self._log_key, payload=root, understood=_RECEIPT_LABELS, where=where
-                )
+                cose.verify_sign1(message, key, payload=root, understood=_RECEIPT_LABELS, where=where)
             except TallystickError:
                 self._findings.add(
                     "bad-receipt",
@@ -246,12 +268,21 @@ class LeafAudit:
 
     def _check_given_receipt(self, index: int, data: bytes, statement: SignedStatement) -> None:
         where = f"receipt of entry {index}"
+        key = self._log_key(index)
+        known = self.keys.get(key.kid)
+        if known is not None and known.revoked_leaf is not None and known.revoked_leaf < index:
+            self._findings.add(
+                "revoked-key",
+                where,
+                f"was logged after leaf {known.revoked_leaf}, which froze the log by revoking its key",
+                _SUSPECT,
+            )
 
         def verify(root: bytes) -> None:
             self._findings.counts.signatures += 1
             try:
                 proven = receipts.verify_receipt(
-                    receipt, statement.leaf_hash, self._log_key, subject=statement.subject, where=where
+                    receipt, statement.leaf_hash, key, subject=statement.subject, where=where
                 )
                 if proven != root:
                     raise InvalidError("proves another tree", where=where, code="bad-receipt")
@@ -272,31 +303,68 @@ class LeafAudit:
 
     # --- keys ---
 
+    def _log_key(self, index: int) -> PublicKey:
+        """The log's key that signs receipts at a leaf."""
+        return next(key for leaf, key in reversed(self._own) if leaf <= index or leaf == 0)
+
+    def _hand_over(self, index: int, statement: SignedStatement) -> None:
+        """Learn from leaf 0, and from a leaf by which the log rotates its key, who signs receipts from it on.
+
+        Whether the statement is right is found later, when it is checked.
+        """
+        payload = statement.payload
+        if not isinstance(payload, IssuerKey) or not statement.issuer == payload.issuer == self.origin:
+            return
+        known = self.keys.get(bytes.fromhex(payload.kid))
+        if index == 0 and known is not None:
+            self._own = [(0, known.public)]
+        elif payload.action != "revoke" and index:
+            public = known.public if known is not None else _key_of(payload)
+            if public is not None:
+                self._own.append((index, public))
+
     def _check_genesis(self, statement: SignedStatement, where: str) -> None:
         payload = statement.payload
+        key = self.keys.get(bytes.fromhex(payload.kid)) if isinstance(payload, IssuerKey) else None
         right = (
             isinstance(payload, IssuerKey)
             and payload.action == "add"
             and statement.issuer == payload.issuer == self.origin
-            and bytes.fromhex(payload.kid) == self._log_key.kid
+            and key is not None
+            and payload.key == key.encoded.hex()
         )
-        if not right or not isinstance(payload, IssuerKey) or payload.key != self._log_cose_key.hex():
+        if key is not None and right:
+            key.named = True
+        if not right:
             self._findings.add(
                 "bad-genesis",
                 where,
                 f"leaf 0 does not add the key of {self.origin}",
-                "check that the verifier key is this log's",
+                "check that the verifier key is this log's; of a log that rotated its key, pass all of them",
             )
 
     def _learn_key(self, change: IssuerKey, statement: SignedStatement, index: int, where: str) -> None:
         def bad(what: str) -> None:
             self._findings.add("bad-key-statement", where, what, _SUSPECT)
 
-        if statement.issuer != self.origin or statement.kid != self._log_key.kid:
-            bad(f"{statement.issuer} decides about keys, which only {self.origin} may")
-            return
         kid = bytes.fromhex(change.kid)
+        own = change.issuer == self.origin
+        signer = self.keys.get(statement.kid)
+        # A rotation of the log's own key is signed by the key before it.
+        in_force = self._log_key(index - 1 if own and change.action != "revoke" else index)
+        if (
+            statement.issuer != self.origin
+            or signer is None
+            or signer.issuer != self.origin
+            or signer.revoked_leaf is not None
+            or statement.kid != in_force.kid
+        ):
+            bad(f"{statement.issuer} decides about keys, which only {self.origin} may, with its key in force")
+            return
         present = self.keys.get(kid)
+        if present is not None and own and not present.named:
+            present.added_leaf, present.named = index, True
+            return
         if change.action == "revoke":
             if present is None or present.issuer != change.issuer or present.revoked_leaf is not None:
                 bad(f"revokes key {change.kid}, which {change.issuer} does not have")
@@ -316,6 +384,11 @@ class LeafAudit:
             bad("its kid is not the thumbprint of its key")
             return
         self.keys[kid] = _Key(change.issuer, public, encoded, index)
+        if own:
+            self._findings.note(
+                f"the log handed over to a key that you did not pass, {change.kid}, at leaf {index}; the key "
+                "before it signed that"
+            )
         self.heads.setdefault(change.issuer, ChainHead())
         trusted = self._issuer_keys.get(change.issuer)
         if trusted is not None and kid not in {key.kid for key in trusted}:
@@ -396,9 +469,19 @@ class LeafAudit:
             "issuer_key": {
                 (kid,): (kid, key.issuer, key.public.alg, key.encoded, key.added_leaf, key.revoked_leaf)
                 for kid, key in self.keys.items()
+                if key.named
             },
             "document": {
                 (digest,): (digest, d.kind, d.leaf_index, d.body, d.model, d.version)
                 for digest, d in self.documents.items()
             },
         }
+
+
+def _key_of(change: IssuerKey) -> PublicKey | None:
+    try:
+        return parse_cose_key(
+            cose.decode_cbor(bytes.fromhex("" if change.key is UNSET else change.key), where="key")
+        )
+    except (TallystickError, ValueError):
+        return None

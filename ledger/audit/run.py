@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from ledger.audit.batches import check_records, check_root, unpack_block
 from ledger.audit.derived import DerivedAudit
+from ledger.audit.erasures import ErasureAudit
 from ledger.audit.export import ExportSource, audit_export
 from ledger.audit.index import SeenIds
 from ledger.audit.leaves import LeafAudit
@@ -23,12 +24,15 @@ from ledger.audit.report import DEFAULT_LIMIT, AuditReport, Findings, Signed
 from ledger.audit.sources import Leaf, Source
 from ledger.audit.tables import place
 from ledger.audit.tree import Candidates, TreeAudit
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.audit.witnessed import check_quorum, read_witnessed
+from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
 from ledger.core.errors import InvalidError, TallystickError, UnavailableError
-from ledger.core.keys import PublicKey, public_from_ed25519
+from ledger.core.keys import PublicKey
+from ledger.core.log_keys import parse_log_keys, public_of_log_key
 from ledger.core.merkle import leaf_hash
-from ledger.core.note import ED25519, VerifierKey, parse_vkey
-from ledger.core.statements import Batch
+from ledger.core.note import VerifierKey, parse_vkey
+from ledger.core.policy import Policy
+from ledger.core.statements import Admin, Batch, Erasure
 
 __all__ = ["audit", "parse_log_key"]
 
@@ -45,6 +49,7 @@ def audit(
     known_checkpoints: Sequence[bytes] = (),
     issuer_keys: Mapping[str, Collection[PublicKey]] | None = None,
     witness_vkeys: Sequence[str] = (),
+    policy: Policy | None = None,
     evidence_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
     limit: int = DEFAULT_LIMIT,
@@ -53,12 +58,15 @@ def audit(
 
     Args:
         source: a database, a service or an export: see ``open_source``.
-        log_vkey: the log's verifier key (signed-note text). The only thing that is trusted.
+        log_vkey: the log's verifier key (signed-note text), or all that it has had, one a line. The only
+            thing that is trusted.
         known_checkpoints: signed notes that the auditor has seen before: a log that is shorter was rolled
             back, one with another root was forked.
         issuer_keys: issuer -> keys that the auditor has from the issuer itself; any other key that the log
             names for it is a finding.
         witness_vkeys: keys of witnesses, whose cosignatures are then checked.
+        policy: which witnesses must have cosigned the newest checkpoint, or the newest cosigned one that a
+            database holds; too few are a finding.
         evidence_only: check what signatures vouch for - leaves, tiles, checkpoints, signatures, receipts,
             chains, record hashes and roots - but not what the records say (form, sums, ids twice) nor the
             tables that are derived from them. More than twice as fast; the report says so.
@@ -73,49 +81,47 @@ def audit(
         UnavailableError: the source cannot be opened at all.
     """
     begun = time.perf_counter()
-    log_key = parse_log_key(log_vkey)
-    known = [_parse_known(note, log_key) for note in known_checkpoints]
+    log_keys = parse_log_keys(log_vkey)
+    known = [_parse_known(note, log_keys) for note in known_checkpoints]
     witnesses = [parse_vkey(text) for text in witness_vkeys]
+    if policy is not None:
+        witnesses += [each.key for each in policy.witnesses if each.key not in witnesses]
     findings = Findings(limit)
     if isinstance(source, ExportSource):
         with _busy_memory():
             newest = audit_export(
-                source, log_key, findings, known=known, issuer_keys=issuer_keys, progress=progress
+                source, log_keys, findings, known=known, issuer_keys=issuer_keys, progress=progress
             )
+        check_quorum(policy, newest, (), findings)
         return findings.report(source.name, newest, time.perf_counter() - begun)
     with source, _busy_memory():
-        newest = _newest_checkpoint(source, log_key, findings)
+        newest = _newest_checkpoint(source, log_keys, findings)
         if newest is not None:
+            cosigned = read_witnessed(source, log_keys, findings)
+            known += [each.checkpoint for each in cosigned]
+            check_quorum(policy, newest, cosigned, findings)
             if evidence_only:
                 findings.note(
                     "evidence alone was checked, as asked: neither what the records say nor the tables "
                     "derived from them"
                 )
             run = _Run(
-                source, log_key, newest.checkpoint, known, witnesses, issuer_keys, evidence_only, findings
+                source, log_keys, newest.checkpoint, known, witnesses, issuer_keys, evidence_only, findings
             )
             run.read(progress)
     return findings.report(source.name, newest, time.perf_counter() - begun)
 
 
 def parse_log_key(text: str) -> VerifierKey:
-    """The verifier key of a log, from its text.
+    """The verifier key of a log, from its text; the first one, if it has several.
 
     Raises:
         InvalidError: it is malformed, or a witness's.
     """
-    key = parse_vkey(text.strip())
-    if key.sig_type != ED25519:
-        raise InvalidError(
-            "is not the verifier key of a log",
-            where=key.name,
-            remedy="pass the log's own key",
-            code="bad-key",
-        )
-    return key
+    return parse_log_keys(text)[0]
 
 
-def _parse_known(note: bytes, log_key: VerifierKey) -> Checkpoint:
+def _parse_known(note: bytes, log_key: LogKeys) -> Checkpoint:
     try:
         return open_checkpoint(note, log_key)
     except TallystickError as error:
@@ -127,13 +133,13 @@ def _parse_known(note: bytes, log_key: VerifierKey) -> Checkpoint:
         ) from None
 
 
-def _newest_checkpoint(source: Source, log_key: VerifierKey, findings: Findings) -> Signed | None:
+def _newest_checkpoint(source: Source, log_keys: Sequence[VerifierKey], findings: Findings) -> Signed | None:
     """The largest checkpoint that verifies. What does not verify is found again when all are checked."""
     newest: Signed | None = None
     try:
         for tried, note in enumerate(source.newest_notes()):
             try:
-                checkpoint = open_checkpoint(note, log_key)
+                checkpoint = open_checkpoint(note, log_keys)
             except TallystickError:
                 continue
             if newest is None or checkpoint.size > newest.checkpoint.size:
@@ -146,7 +152,7 @@ def _newest_checkpoint(source: Source, log_key: VerifierKey, findings: Findings)
         findings.add(
             "no-checkpoint",
             "checkpoint",
-            f"there is none that {log_key.name} signed",
+            f"there is none that {log_keys[0].name} signed",
             "check that the verifier key is this log's; if it is, nothing here was ever vouched for",
         )
         findings.gap(source.name, "without a checkpoint there is nothing to check it against")
@@ -177,7 +183,7 @@ class _Run:
     def __init__(
         self,
         source: Source,
-        log_key: VerifierKey,
+        log_keys: Sequence[VerifierKey],
         newest: Checkpoint,
         known: Iterable[Checkpoint],
         witnesses: Iterable[VerifierKey],
@@ -198,10 +204,11 @@ class _Run:
                     f"the log signed {checkpoint.size} leaves, but this copy ends at {self._size}",
                     "this is an older copy: whatever was logged later is missing from it",
                 )
-        public = public_from_ed25519(log_key.public_key, where=log_key.name)
-        self._tree = TreeAudit(source, log_key, self._size, findings, known, witnesses)
-        self._leaves = LeafAudit(public, log_key.name, self._tree, findings, issuer_keys, self._cell)
+        public = [public_of_log_key(key) for key in log_keys]
+        self._tree = TreeAudit(source, log_keys, self._size, findings, known, witnesses)
+        self._leaves = LeafAudit(public, log_keys[0].name, self._tree, findings, issuer_keys, self._cell)
         self._derived = DerivedAudit(source, findings) if source.has_tables and not evidence_only else None
+        self._erasures = ErasureAudit(findings)
         self._ids = SeenIds()  # where there is no index to compare
 
     def read(self, progress: Callable[[int, int], None] | None) -> None:
@@ -212,6 +219,7 @@ class _Run:
             self._findings.gap(self._source.name, error.what)
             return
         self._tree.close()
+        self._erasures.close()
         self._findings.counts.issuers = len(self._leaves.heads)
         if self._tree.root() != self._newest.root:
             self._findings.add(
@@ -298,6 +306,10 @@ class _Run:
             return leaf.block is not None, None
         self._leaves.check(leaf, statement, agreed)
         self._leaves.check_columns(leaf, statement)
+        if self._derived is not None and isinstance(statement.payload, Admin):
+            self._derived.act(leaf.index, statement.payload.detail)
+        if isinstance(statement.payload, Erasure):
+            self._erasures.said(statement.payload, by_log=statement.issuer == self._leaves.origin)
         if not isinstance(statement.payload, Batch):
             return False, None
         self._leaves.check_documents(statement.payload, self._cell(leaf.index, "entry"))
@@ -311,11 +323,15 @@ class _Run:
             where += ".records"
         else:
             where, lines = f"records of entry {leaf.index}", leaf.lines
+        computed = leaf_hash(leaf.entry) if isinstance(leaf.entry, bytes) else b""
         if self._evidence_only:
-            if lines is not None:
-                check_root(lines, batch, where, self._findings)
+            erased = None if lines is None else check_root(lines, batch, where, self._findings)
+            if erased is not None:
+                self._erasures.found(computed, erased, where)
             return
         facts = None if lines is None else check_records(lines, batch, where, self._findings)
+        if facts is not None:
+            self._erasures.found(computed, facts.erased, where)
         if self._derived is None:
             if facts is not None:
                 self._ids.add(facts.ids)

@@ -79,6 +79,9 @@ class Source(Protocol):
     def checkpoints(self) -> Iterator[tuple[Any, Any]]:
         """Every stored checkpoint as (size, note), sizes ascending."""
 
+    def witnessed(self) -> Iterator[bytes]:
+        """Notes of checkpoints with cosignatures that are kept beside the stored ones, newest first."""
+
     def leaves(self, size: int) -> Iterator[Leaf]:
         """The leaves, indexes ascending. A database gives all it has, a service those below ``size``."""
 

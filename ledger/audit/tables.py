@@ -80,7 +80,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "document": ("digest", "kind", "leaf_index", "body", "model", "version"),
     "api_key": ("id", "token_sha256", "scopes", "label", "created_s", "revoked_s", "tenant", "check_sha256"),
     "admin_act": ("leaf_index", "detail"),
-    "witnessed": ("size", "note", "quorum", "cosigned_s"),
 }
 
 KEYS: Mapping[str, int] = {
@@ -96,7 +95,6 @@ KEYS: Mapping[str, int] = {
     "document": 1,
     "api_key": 1,
     "admin_act": 1,
-    "witnessed": 1,
 }
 """How many of a table's first columns are its primary key."""
 
@@ -111,6 +109,7 @@ NO_EVIDENCE = frozenset(
         "issuer_tenant",
         "legal_hold",
         "retention_policy",
+        "witnessed",
     }
 )
 """Tables that the service keeps for itself: nothing that the log proves follows from them."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from msgspec import UNSET
 
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
 from ledger.core.cose import decode_cbor
 from ledger.core.errors import CorruptError, TallystickError
-from ledger.core.keys import PublicKey, parse_cose_key, public_from_ed25519
+from ledger.core.keys import PublicKey, parse_cose_key
+from ledger.core.log_keys import public_of_log_key
 from ledger.core.merkle import root_from_inclusion
 from ledger.core.note import VerifierKey
 from ledger.core.records import Deployment, FactorSet, Record, decode_record, document_digest, record_hash
@@ -45,8 +47,8 @@ class Traced:
     checkpoint: Checkpoint
 
 
-def verify_trace(trace: Trace, log_key: VerifierKey) -> Traced:
-    """Verify ``trace``, trusting the log's key alone.
+def verify_trace(trace: Trace, log_key: LogKeys) -> Traced:
+    """Verify ``trace``, trusting the log's key (or keys, if it rotated) alone.
 
     Who signed an evaluation is as the log accepted it: its signature is not checked again, its place is.
 
@@ -55,7 +57,8 @@ def verify_trace(trace: Trace, log_key: VerifierKey) -> Traced:
         InvalidError: something in it cannot be read.
     """
     checkpoint = open_checkpoint(trace.checkpoint.encode(), log_key)
-    log = public_from_ed25519(log_key.public_key, where=log_key.name)
+    keys = (log_key,) if isinstance(log_key, VerifierKey) else log_key
+    log = {key.kid: key for key in map(public_of_log_key, keys)}
     statement, batch = _leaf(trace.statement, Batch, checkpoint, "statement")
     _, registered = _signed(trace.issuer_key, IssuerKey, checkpoint, "issuer_key", log)
     if registered.issuer != statement.issuer or registered.action == "revoke" or registered.key is UNSET:
@@ -137,8 +140,8 @@ def _leaf(
 
 
 def _signed(
-    leaf: Leaf, kind: type[_Payload], checkpoint: Checkpoint, where: str, key: PublicKey
+    leaf: Leaf, kind: type[_Payload], checkpoint: Checkpoint, where: str, keys: Mapping[bytes, PublicKey]
 ) -> tuple[SignedStatement, _Payload]:
     statement, payload = _leaf(leaf, kind, checkpoint, where)
-    verify_statement(statement, key)
+    verify_statement(statement, keys.get(statement.kid) or next(iter(keys.values())))
     return statement, payload

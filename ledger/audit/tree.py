@@ -14,7 +14,7 @@ from typing import Any
 from ledger.audit.report import Findings
 from ledger.audit.sources import Source
 from ledger.audit.tables import place, shown
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
 from ledger.core.errors import TallystickError, UnavailableError
 from ledger.core.merkle import HASH_SIZE, CompactRange, fold_pairs
@@ -49,7 +49,7 @@ class TreeAudit:
 
     Args:
         source: where tiles and checkpoints come from.
-        log_key: the log's verifier key.
+        log_key: the log's verifier key, or all that it has had.
         size: how many leaves there will be.
         findings: where contradictions go.
         known: checkpoints that the auditor holds, already verified.
@@ -59,7 +59,7 @@ class TreeAudit:
     def __init__(
         self,
         source: Source,
-        log_key: VerifierKey,
+        log_key: LogKeys,
         size: int,
         findings: Findings,
         known: Iterable[Checkpoint] = (),
@@ -304,8 +304,8 @@ class TreeAudit:
             self._findings.add_error(error, where, code="bad-checkpoint")
             return
         self._findings.counts.signatures += cosigned
-        unknown = len(parse_note(note).signatures) - 1 - cosigned
-        if unknown:
+        unknown = {each.name for each in parse_note(note).signatures} - {checkpoint.origin}
+        if len(unknown) > cosigned:
             self._findings.note("some cosignatures were not checked: their witnesses' keys are not known")
         if checkpoint.size == size == self.size:
             self.newest_note = note.decode()

@@ -15,17 +15,18 @@ from pathlib import Path
 from ledger.audit.export import ExportSource
 from ledger.audit.record_proof import RecordProof, decode_record_proof
 from ledger.audit.report import AuditReport, Finding, Findings, Gap, Verdict
-from ledger.audit.run import audit, parse_log_key
+from ledger.audit.run import audit
 from ledger.audit.settlement import is_settlement, proven_by_settlement, verify_settlement
 from ledger.audit.trace import verify_trace
 from ledger.core import cose
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
 from ledger.core.errors import CorruptError, InvalidError, TallystickError
-from ledger.core.keys import PublicKey, public_from_ed25519
-from ledger.core.log_keys import parse_log_keys
+from ledger.core.keys import PublicKey
+from ledger.core.log_keys import parse_log_keys, public_of_log_key
 from ledger.core.merkle import root_from_inclusion
 from ledger.core.note import MAX_NOTE_BYTES, VerifierKey, parse_note, parse_vkey
+from ledger.core.policy import NONE, Policy, cosigned_by
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
 from ledger.core.records import Record, decode_record, record_hash
 from ledger.core.statements import Batch, SignedStatement, decode_statement, verify_statement
@@ -80,6 +81,7 @@ def verify_file(
     issuer_keys: Collection[PublicKey] = (),
     witness_vkeys: Sequence[str] = (),
     quorum: int = 0,
+    policy: Policy | None = None,
 ) -> VerifyReport:
     """Verify the evidence in a file, or an export's directory.
 
@@ -90,6 +92,7 @@ def verify_file(
         issuer_keys: keys that the caller has from issuers; their signatures are then checked too.
         witness_vkeys: keys of witnesses whose cosignatures are checked.
         quorum: how many of them must have cosigned.
+        policy: which witnesses must have, instead.
 
     Raises:
         InvalidError: a key is malformed, or a file cannot be read.
@@ -97,7 +100,7 @@ def verify_file(
     begun = time.perf_counter()
     path = Path(path)
     if path.is_dir():
-        report = audit(ExportSource(path), log_vkey)
+        report = audit(ExportSource(path), log_vkey, policy=policy)
         proves = _proven_by_export(report) if report.verdict == "sound" else ()
         return VerifyReport(
             report.verdict, "export", str(path), proves, report.findings, report.gaps, report.notes, report,
@@ -113,6 +116,7 @@ def verify_file(
         issuer_keys=issuer_keys,
         witness_vkeys=witness_vkeys,
         quorum=quorum,
+        policy=policy,
     )
 
 
@@ -125,11 +129,14 @@ def verify_data(
     issuer_keys: Collection[PublicKey] = (),
     witness_vkeys: Sequence[str] = (),
     quorum: int = 0,
+    policy: Policy | None = None,
 ) -> VerifyReport:
     """Verify evidence that is in memory; see ``verify_file``."""
     begun = time.perf_counter()
     witnesses = [parse_vkey(text.strip()) for text in witness_vkeys]
-    check = _Check(parse_log_key(log_vkey), statement, issuer_keys, witnesses, quorum)
+    if policy is not None:
+        witnesses += [each.key for each in policy.witnesses if each.key not in witnesses]
+    check = _Check(parse_log_keys(log_vkey), statement, issuer_keys, witnesses, quorum, policy)
     try:
         check.run(data)
     except TallystickError as error:
@@ -193,21 +200,24 @@ class _Check:
 
     def __init__(
         self,
-        log_key: VerifierKey,
+        log_keys: Sequence[VerifierKey],
         statement: bytes | None,
         issuer_keys: Collection[PublicKey],
         witnesses: list[VerifierKey],
         quorum: int,
+        policy: Policy | None,
     ) -> None:
         self.kind = ""
         self.proves: list[str] = []
         self.findings = Findings()
-        self._log_key = log_key
-        self._public = public_from_ed25519(log_key.public_key, where=log_key.name)
+        self._log_keys = log_keys
+        self._origin = log_keys[0].name
+        self._publics = {key.kid: key for key in map(public_of_log_key, log_keys)}
         self._statement = statement
-        self._issuer_keys = {key.kid: key for key in (*issuer_keys, self._public)}
+        self._issuer_keys = {key.kid: key for key in (*issuer_keys, *self._publics.values())}
         self._witnesses = witnesses
         self._quorum = quorum
+        self._policy = policy
 
     def run(self, data: bytes) -> None:
         """Find out what ``data`` is, and verify it."""
@@ -247,6 +257,7 @@ class _Check:
         if statement is None:
             return
         self._receipt(receipt, statement)
+        self._without_checkpoint()
         self._issuer(statement)
 
     def _transparent(self, data: bytes) -> None:
@@ -257,22 +268,33 @@ class _Check:
         self.kind = "transparent-statement"
         for number, each in enumerate(statement.receipts):
             receipt = decode_receipt(each, where=f"receipt {number}")
-            if receipt.origin == self._log_key.name:
+            if receipt.origin == self._origin:
                 self._receipt(receipt, statement, where=f"receipt {number}")
             else:
                 self.findings.gap(f"receipt {number}", f"it is by another log, {receipt.origin}")
+        self._without_checkpoint()
         self._issuer(statement)
 
+    def _without_checkpoint(self) -> None:
+        if self._policy is not None and self._policy.quorum != NONE:
+            self.findings.gap("policy", "receipts carry no cosignatures: get the entry's proof from the log")
+
     def _receipt(self, receipt: Receipt, statement: SignedStatement, where: str = "receipt") -> None:
-        if receipt.origin != self._log_key.name:
+        if receipt.origin != self._origin:
             raise CorruptError(
-                f"is by {receipt.origin!r}, not by {self._log_key.name!r}", where=where, code="other-log"
+                f"is by {receipt.origin!r}, not by {self._origin!r}", where=where, code="other-log"
             )
-        verify_receipt(receipt, statement.leaf_hash, self._public, subject=statement.subject, where=where)
+        verify_receipt(
+            receipt, statement.leaf_hash, self._public(receipt.kid), subject=statement.subject, where=where
+        )
         self.proves.append(
             f"the log {receipt.origin} has {_named(statement)} as leaf {receipt.leaf_index} of "
             f"{receipt.tree_size}, registered {_utc(receipt.registered_s)} by its clock"
         )
+
+    def _public(self, kid: bytes) -> PublicKey:
+        """The log's key with this thumbprint; the newest, which does not verify it, if it has none."""
+        return self._publics.get(kid) or next(iter(self._publics.values()))
 
     def _issuer(self, statement: SignedStatement) -> None:
         key = self._issuer_keys.get(statement.kid)
@@ -298,15 +320,16 @@ class _Check:
         if proof.extra is not None and proof.extra != statement.entry:
             self.findings.gap("extra data of the proof", "nothing vouches for it: it is not the statement")
         checkpoint = verify_tlog_proof(
-            proof, statement.leaf_hash, self._log_key, self._witnesses, self._quorum
+            proof, statement.leaf_hash, self._log_keys, self._witnesses, self._quorum
         )
+        self._check_policy(proof.checkpoint_note)
         self._note_unknown(proof.checkpoint_note)
         self.proves.append(f"{_named(statement)} is leaf {proof.index} of the tree below")
         self._proven_checkpoint(checkpoint)
         self._issuer(statement)
 
     def _checkpoint(self, note: bytes, quorum: int = 0) -> Checkpoint:
-        checkpoint = open_checkpoint(note, self._log_key)
+        checkpoint = open_checkpoint(note, self._log_keys)
         cosigned = verified_cosignatures(parse_note(note), self._witnesses)
         if len(cosigned) < quorum:
             raise CorruptError(
@@ -315,6 +338,7 @@ class _Check:
                 remedy="ask the log for a checkpoint with more cosignatures",
                 code="quorum-missed",
             )
+        self._check_policy(note)
         for name, seconds in cosigned:
             self.proves.append(
                 f"the witness {name} saw the log grow to it by appending only, {_utc(seconds)}"
@@ -322,9 +346,23 @@ class _Check:
         self._note_unknown(note)
         return checkpoint
 
+    def _check_policy(self, note: bytes) -> None:
+        """Check that a quorum of the policy cosigned, if there is a policy."""
+        if self._policy is None:
+            return
+        names = cosigned_by(parse_note(note), self._policy)
+        if not self._policy.satisfied_by(names):
+            raise CorruptError(
+                f"{len(names)} witnesses of the policy cosigned, which is not its quorum",
+                where="checkpoint",
+                remedy="ask the log for a checkpoint with more cosignatures",
+                code="quorum-missed",
+            )
+        self.proves.append(f"a quorum of the policy cosigned it: {', '.join(names) or 'none is asked for'}")
+
     def _note_unknown(self, note: bytes) -> None:
         parsed = parse_note(note)
-        known = {self._log_key.name} | {key.name for key in self._witnesses}
+        known = {self._origin} | {key.name for key in self._witnesses}
         others = sorted({each.name for each in parsed.signatures} - known)
         if others:
             self.findings.note(f"cosignatures were not checked, for want of keys: {', '.join(others)[:400]}")
@@ -361,7 +399,7 @@ class _Check:
         self._receipt(receipt, statement)
         checkpoint = self._checkpoint(proof.checkpoint)
         if checkpoint.size == receipt.tree_size:
-            root = verify_receipt(receipt, statement.leaf_hash, self._public)
+            root = verify_receipt(receipt, statement.leaf_hash, self._public(receipt.kid))
             if root != checkpoint.root:
                 raise CorruptError(
                     "is of the receipt's size, but of another tree", where="checkpoint", code="forked"
@@ -370,7 +408,9 @@ class _Check:
         self._issuer(statement)
 
     def _trace(self, data: bytes) -> None:
-        traced = verify_trace(decode_trace(data), self._log_key)
+        trace = decode_trace(data)
+        traced = verify_trace(trace, self._log_keys)
+        self._check_policy(trace.checkpoint.encode())
         usage, deployment = traced.record.usage, traced.deployment
         self.proves.append(
             f"record {traced.record.id} ({usage.input_tokens} input, {usage.output_tokens} output tokens) "

@@ -44,6 +44,7 @@ __all__ = [
     "MAX_BATCH_RECORDS",
     "MAX_STATEMENT_BYTES",
     "Acknowledgement",
+    "Admin",
     "Batch",
     "Correction",
     "DeploymentStatement",
@@ -219,6 +220,17 @@ class Erasure(_Statement, frozen=True, tag="erasure"):
     rule: Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
+class Admin(_Statement, frozen=True, tag="admin"):
+    """Says that an administrator did something: made a key, set a policy. Signed by the log's key.
+
+    ``detail`` is the SHA-256 of the particulars: canonical JSON with a random salt, kept beside the log. So
+    the act is fixed for ever, while whom it concerned is shown to those alone who may see it.
+    """
+
+    action: Slug
+    detail: Hex32
+
+
 Payload: TypeAlias = (
     Batch
     | DeploymentStatement
@@ -230,6 +242,7 @@ Payload: TypeAlias = (
     | IssuerKey
     | Acknowledgement
     | Erasure
+    | Admin
 )
 _decoder: msgspec.json.Decoder[Payload] = msgspec.json.Decoder(Payload)
 
@@ -293,6 +306,8 @@ def subject_of(payload: Payload) -> str:
             return f"tallystick:key:{payload.kid}"
         case Acknowledgement() | Erasure():
             return f"tallystick:statement:{payload.statement}"
+        case Admin():
+            return f"tallystick:admin:{payload.action}"
 
 
 def sign_statement(payload: Payload, *, issuer: str, key: Signer) -> SignedStatement:
@@ -460,7 +475,7 @@ def _check_hexes(payload: Any, where: str) -> None:
     record = getattr(payload, "record", UNSET)
     if record is not UNSET and _is_uuid7(record) is None:
         raise InvalidError("record is not a UUID version 7", where=where, code="schema")
-    for name in ("prev", "root", "record_hash", "statement", "deployment", "kid", "receipt"):
+    for name in ("prev", "root", "record_hash", "statement", "deployment", "kid", "receipt", "detail"):
         value = getattr(payload, name, UNSET)
         if isinstance(value, str) and _is_hex32(value) is None:
             raise InvalidError(f"{name} is not 64 lower-case hex digits", where=where, code="schema")

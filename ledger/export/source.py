@@ -16,9 +16,10 @@ from sqlmodel import SQLModel
 from ledger import zstd
 from ledger.core import merkle
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.erased import ERASED_MARK, erased_hash, line_hashes
 from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.keys import PrivateKey
-from ledger.core.note import ED25519, VerifierKey
+from ledger.core.log_keys import log_verifier_key
 from ledger.core.records import (
     MAX_RECORD_BYTES,
     Deployment,
@@ -169,8 +170,7 @@ def open_source(store: Store, log_key: PrivateKey) -> Source:
     if head is None:
         raise InvalidError("the store holds no log", remedy="make one with: tallystick init")
     origin, note = head
-    vkey = VerifierKey.of(origin, ED25519, log_key.public.raw_bytes())
-    checkpoint = open_checkpoint(note.encode(), vkey)
+    checkpoint = open_checkpoint(note.encode(), log_verifier_key(origin, log_key.public))
 
     def fetch(level: int, index: int, width: int) -> bytes:
         with store.read() as connection:
@@ -219,6 +219,8 @@ def _with_records(leaf: Leaf, block: bytes, period: Period) -> Leaf:
     if data is None:
         raise CorruptError("its records cannot be decompressed", where=where, remedy=_REMEDY)
     payload = leaf.statement.payload
+    if ERASED_MARK in data:
+        return _with_rest(leaf, data, period)
     hashes, root = merkle.hash_lines(data) if data[-1:] == b"\n" else (b"", b"")
     if not isinstance(payload, Batch) or root.hex() != payload.root:
         raise CorruptError("its records do not hash to the statement's root", where=where, remedy=_REMEDY)
@@ -235,4 +237,25 @@ def _with_records(leaf: Leaf, block: bytes, period: Period) -> Leaf:
         count=len(positions),
         positions=positions,
         record_hashes=hashes if positions else None,
+    )
+
+
+def _with_rest(leaf: Leaf, data: bytes, period: Period) -> Leaf:
+    """The leaf with what is left of its records: of the erased ones, the hash alone is exported."""
+    where = f"leaf {leaf.index}"
+    parts = data[:-1].split(b"\n")
+    hashes = line_hashes(parts)
+    payload = leaf.statement.payload
+    if not isinstance(payload, Batch) or merkle.root(hashes).hex() != payload.root:
+        raise CorruptError("its records do not hash to the statement's root", where=where, remedy=_REMEDY)
+    present = [at for at, line in enumerate(parts) if erased_hash(line) is None]
+    lines = b"".join([parts[at] + b"\n" for at in present])
+    records = decode_record_lines(lines, where=f"{where} records")[0] if lines else []
+    positions = [at for at, record in zip(present, records, strict=True) if record.started_us in period]
+    return replace(
+        leaf,
+        lines=b"".join([parts[at] + b"\n" for at in positions]),
+        count=len(positions),
+        positions=positions,
+        record_hashes=b"".join(hashes) if positions else None,
     )

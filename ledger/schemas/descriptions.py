@@ -210,6 +210,11 @@ FIELDS: dict[str, dict[str, str]] = {
         "positions": "Positions of these records in the batch, ascending.",
         "rule": "The rule under which they were removed.",
     },
+    "Admin": {
+        **_CHAIN,
+        "action": "What was done, such as api-key.create.",
+        "detail": "SHA-256 of the act's particulars, canonical JSON with a salt, hex.",
+    },
     "Manifest": {
         "format": "Name of the format.",
         "version": "Version of the format.",

@@ -59,6 +59,7 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
             statements.IssuerKey,
             statements.Acknowledgement,
             statements.Erasure,
+            statements.Admin,
         )
     },
 }

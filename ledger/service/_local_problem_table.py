@@ -55,6 +55,21 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Name another one.",
     ),
     (
+        "no-backup", 404, "No backup",
+        "The folder holds no backup, or one that cannot be read.",
+        "Name the folder that `tallystick backup` wrote.",
+    ),
+    (
+        "malformed-backup", 422, "Backup malformed",
+        "The backup's manifest, signature or tables do not have the form of a backup.",
+        "Copy the whole backup again, or use another one.",
+    ),
+    (
+        "backup-files", 422, "Backup's files changed",
+        "A file of the backup is missing, or is not the one that the signed manifest lists.",
+        "Copy the whole backup again, or use another one.",
+    ),
+    (
         "bad-window", 422, "Bad window",
         "A window of measured energy is empty, or begins before the one before it ends.",
         "Read the meter in order, by one steady clock.",
@@ -275,6 +290,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "export-erased", 409, "Export holds erased records",
         "Records were erased from the log since the export was made, and their bytes may be in it.",
         "Export anew into another folder, and remove the old one.",
+    ),
+    (
+        "collector-failed", 503, "Spans not taken",
+        "The OpenTelemetry collector did not take the spans of an export.",
+        "See the collector's log; sending again repeats spans, with the same ids.",
     ),
     (
         "export-files", 500, "Export incomplete or changed",

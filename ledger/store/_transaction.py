@@ -34,6 +34,9 @@ class OwnStatement:
     """(seq, prev) -> payload."""
     key: Signer | None = None
     """What signs it, where that is not the log's key in force: one that hands over."""
+    deed: Callable[[Connection, int], None] | None = None
+    """Does what the statement says, in the same transaction; gets its leaf index. If it raises a
+    TallystickError, neither happens. It may be called more than once, each time after being undone."""
 
 
 Item: TypeAlias = Prepared | OwnStatement
@@ -78,13 +81,36 @@ def _sort_out(
             prepared = _own(connection, log, tip, accepted, item) if isinstance(item, OwnStatement) else item
             known = _known_leaf(connection, tip, accepted, prepared)
             if known is None:
-                accept(connection, tip, accepted, prepared, claim=claim)
+                if isinstance(item, OwnStatement) and item.deed is not None:
+                    _do(connection, tip, accepted, prepared, item.deed)
+                else:
+                    accept(connection, tip, accepted, prepared, claim=claim)
                 accepted.slots.append(i)
             else:
                 repeats[i] = (known, prepared.leaf_hash)
         except TallystickError as error:
             outcomes[i] = error
     return accepted, outcomes, repeats
+
+
+def _do(
+    connection: Connection,
+    tip: Tip,
+    accepted: Accepted,
+    prepared: Prepared,
+    deed: Callable[[Connection, int], None],
+) -> None:
+    """Do what a statement of the log's own says, and accept it; or neither."""
+    run(connection, "SAVEPOINT deed")
+    try:
+        deed(connection, tip.size + len(accepted.prepared))
+        accept(connection, tip, accepted, prepared, claim=False)
+    except BaseException:
+        run(connection, "ROLLBACK TO SAVEPOINT deed")
+        raise
+    finally:
+        run(connection, "RELEASE SAVEPOINT deed")
+        tip.known.rollups.clear()  # a deed may change sums
 
 
 def _own(connection: Connection, log: Log, tip: Tip, accepted: Accepted, item: OwnStatement) -> Prepared:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from ledger.core.errors import RefusedError, TallystickError, UnavailableError
 from ledger.core.keys import PublicKey, Signer
@@ -162,10 +162,21 @@ class Sequencer:
         """
         return self._enqueue(item)
 
-    def add_key(self, issuer: str, key: PublicKey, *, rotate: bool = False) -> Future[Registration]:
-        """Log that ``issuer`` signs with ``key`` from now on."""
+    def log_own(self, statement: OwnStatement) -> Future[Registration]:
+        """Log what the log itself says, and do what it says in the same transaction."""
+        return self._enqueue(statement)
+
+    def add_key(
+        self,
+        issuer: str,
+        key: PublicKey,
+        *,
+        rotate: bool = False,
+        deed: Callable[[Connection, int], None] | None = None,
+    ) -> Future[Registration]:
+        """Log that ``issuer`` signs with ``key`` from now on; ``deed`` is done in the same transaction."""
         self._check_not_own(issuer)
-        return self._enqueue(OwnStatement(key_change("rotate" if rotate else "add", issuer, key)))
+        return self._enqueue(OwnStatement(key_change("rotate" if rotate else "add", issuer, key), deed=deed))
 
     def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
         """Log that ``key`` of ``issuer`` is refused from now on."""

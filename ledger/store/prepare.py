@@ -19,6 +19,7 @@ from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PublicKey
 from ledger.core.records import Record, decode_record_lines, document_digest
 from ledger.core.statements import (
+    Admin,
     Batch,
     DeploymentStatement,
     FactorsStatement,
@@ -33,7 +34,7 @@ from ledger.core.statements import (
 __all__ = ["Limits", "Prepared", "PreparedRecords", "prepare_statement"]
 
 US_PER_HOUR = 3_600_000_000
-_ZSTD_LEVEL = 1  # level 3 takes twice the time and, on hashes, saves nothing
+ZSTD_LEVEL = 1  # level 3 takes twice the time and, on hashes, saves nothing
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,11 @@ def prepare_statement(
         document = (document_digest(payload.factors), encode_canonical(payload.factors))
     elif isinstance(payload, PricesStatement):
         document = (document_digest(payload.prices), encode_canonical(payload.prices))
-    elif isinstance(payload, IssuerKey):
+    elif isinstance(payload, IssuerKey | Admin):
         raise RefusedError(
-            "key statements are made by the log itself",
+            f"{statement.kind} statements are made by the log itself",
             where="statement",
-            remedy="ask an administrator to add, rotate or revoke the key",
+            remedy="ask an administrator of the log",
             code="kind-not-allowed",
         )
     return Prepared(statement, statement.leaf_hash, prepared_records, document)
@@ -163,7 +164,7 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
             where=f"records[{double}]",
             code="duplicate-record",
         )
-    compressed = zstd.compress(block, level=_ZSTD_LEVEL)
+    compressed = zstd.compress(block, level=ZSTD_LEVEL)
     slices, rollups = _sums(records)
     return PreparedRecords(compressed, hashlib.sha256(compressed).digest(), ids, slices, rollups)
 

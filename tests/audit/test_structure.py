@@ -73,7 +73,7 @@ def test_an_emptied_table_is_noticed(table: str, tampered: Tampered) -> None:
         ),
         ("INSERT INTO checkpoint SELECT -5, note FROM checkpoint WHERE size = 1", "checkpoint[size=-5]"),
         ("INSERT INTO log_head SELECT 2, origin, size, root, checkpoint FROM log_head", "log_head[id=2]"),
-        ("INSERT INTO api_key VALUES ('x', x'00', 'admin', 'mine', 1, NULL, zeroblob(32))", "api_key[id=x]"),
+        ("INSERT INTO api_key VALUES ('x', x'00', 'admin', 'mine', 1, NULL, zeroblob(32), NULL)", "api_key[id=x]"),
         (
             "INSERT INTO statement SELECT 1000, x'00', kind, 'z', 1, entry, tree_size, registered_s, "
             "receipt_signature, record_count, first_us, last_us, records_sha256, records "

@@ -39,6 +39,7 @@ KINDS = [
     "key",
     "acknowledgement",
     "erasure",
+    "admin",
 ]
 HEX = "ab" * 32
 SUBJECT = "tallystick:heartbeat:7"
@@ -93,6 +94,7 @@ def payload_of(kind: str, **changes: Any) -> s.Payload:
         ),
         "acknowledgement": (s.Acknowledgement, {"statement": HEX, "receipt": HEX, "note": "seen"}),
         "erasure": (s.Erasure, {"statement": HEX, "positions": (0, 5, 4095), "rule": "Art. 17 GDPR"}),
+        "admin": (s.Admin, {"action": "api-key.create", "detail": HEX}),
     }
     if kind == "batch":
         payload = (

@@ -289,6 +289,7 @@ payloads = st.one_of(
     statement_of(s.Heartbeat, dropped=amounts),
     statement_of(s.Acknowledgement, {"note": texts}, statement=hex32, receipt=hex32),
     erasures,
+    statement_of(s.Admin, action=st.from_regex("[a-z][a-z.-]{0,20}", fullmatch=True), detail=hex32),
     statement_of(
         s.IssuerKey,
         {"reason": texts},

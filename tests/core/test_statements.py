@@ -85,6 +85,7 @@ def test_any_valid_payload_comes_back(payload):
         ("heartbeat", "tallystick:heartbeat:1"),
         ("acknowledgement", f"tallystick:statement:{HEX}"),
         ("erasure", f"tallystick:statement:{HEX}"),
+        ("admin", "tallystick:admin:api-key.create"),
     ],
 )
 def test_the_subject_says_what_it_is_about(kind, subject):
@@ -342,6 +343,9 @@ INCONSISTENT = {
     "key action": ("key", {"action": "remove"}),
     "acknowledgement receipt": ("acknowledgement", {"receipt": HEX.upper()}),
     "acknowledgement statement": ("acknowledgement", {"statement": "é" * 64}),
+    "act without a name": ("admin", {"action": ""}),
+    "act with a space": ("admin", {"action": "a b"}),
+    "particulars that are no digest": ("admin", {"detail": "AB" * 32}),
     "erasure of nothing": ("erasure", {"positions": ()}),
     "erasure unsorted": ("erasure", {"positions": (2, 1)}),
     "erasure doubled": ("erasure", {"positions": (1, 1)}),

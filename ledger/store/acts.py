@@ -1,0 +1,120 @@
+"""What administrators do, and the trail of it: each act is a statement in the log, by the log's own key.
+
+Making and revoking keys of issuers are ``key`` statements and erasing records ``erasure`` statements; all
+else is ``admin``: it signs the SHA-256 of the act's particulars, salted canonical JSON that the table
+``admin_act`` keeps. Statement and act are one transaction: neither is without the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from sqlalchemy import Connection, insert, select
+
+from ledger.core.canonical import encode_canonical
+from ledger.core.statements import Admin, Erasure, IssuerKey, decode_statement
+from ledger.store import queries
+from ledger.store._transaction import OwnStatement
+from ledger.store.tables import StatementRow, table
+from ledger.store.trust_tables import AdminAct
+
+__all__ = ["Act", "acts", "administer"]
+
+_SALT_BYTES = 16
+_PAGE = 512
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act. ``particulars`` is None where they are gone or are not those that were signed."""
+
+    leaf_index: int
+    time_us: int
+    action: str
+    particulars: Mapping[str, Any] | None
+    intact: bool
+    """Whether the particulars are those that the log's key signed."""
+
+
+def administer(
+    action: str,
+    particulars: Mapping[str, str | int | None],
+    deed: Callable[[Connection], None] | None = None,
+    *,
+    by: str = "operator",
+) -> OwnStatement:
+    """The statement of an administrator's act, for ``Sequencer.log_own``.
+
+    Args:
+        action: what is done, such as ``api-key.create``.
+        particulars: to whom and how; kept beside the log. None is left out. No secret belongs here.
+        deed: does it, in the transaction that logs it; if it raises, nothing is logged.
+        by: who does it: ``operator`` on the log's own machine, else the id of an API key.
+    """
+    given = {name: value for name, value in particulars.items() if value is not None}
+    detail = encode_canonical({**given, "by": by, "salt": secrets.token_hex(_SALT_BYTES)})
+    digest = hashlib.sha256(detail).hexdigest()
+
+    def build(seq: int, prev: str | None) -> Admin:
+        return Admin(
+            seq=seq,
+            issued_us=time.time_ns() // 1000,
+            prev=UNSET if prev is None else prev,
+            action=action,
+            detail=digest,
+        )
+
+    def do(connection: Connection, leaf_index: int) -> None:
+        if deed is not None:
+            deed(connection)
+        connection.execute(insert(table(AdminAct)).values(leaf_index=leaf_index, detail=detail))
+
+    return OwnStatement(build, deed=do)
+
+
+def acts(connection: Connection, *, after: int = -1, limit: int | None = None) -> list[Act]:
+    """The acts after leaf ``after``, in the order of the log."""
+    rows, kept = table(StatementRow), table(AdminAct)
+    origin = queries.log_head(connection).origin
+    query = (
+        select(rows.c.leaf_index, rows.c.entry, kept.c.detail)
+        .join(kept, kept.c.leaf_index == rows.c.leaf_index, isouter=True)
+        .where(
+            rows.c.leaf_index > after,
+            rows.c.issuer == origin,
+            rows.c.kind.in_(("admin", "key", "erasure")),
+        )
+        .order_by(rows.c.leaf_index)
+        .limit(limit)
+    )
+    return [_act(*row) for row in connection.execute(query)]
+
+
+def _act(leaf_index: int, entry: bytes, detail: bytes | None) -> Act:
+    payload = decode_statement(bytes(entry), where=f"statement at leaf {leaf_index}").payload
+    match payload:
+        case Admin():
+            intact = detail is not None and hashlib.sha256(bytes(detail)).hexdigest() == payload.detail
+            particulars = _particulars(bytes(detail)) if intact and detail is not None else None
+            return Act(leaf_index, payload.issued_us, payload.action, particulars, intact)
+        case IssuerKey():
+            said: dict[str, Any] = {"issuer": payload.issuer, "kid": payload.kid}
+            said |= {} if payload.reason is UNSET else {"reason": payload.reason}
+            return Act(leaf_index, payload.issued_us, f"issuer-key.{payload.action}", said, intact=True)
+        case Erasure():
+            said = {"statement": payload.statement, "records": len(payload.positions), "rule": payload.rule}
+            return Act(leaf_index, payload.issued_us, "records.erase", said, intact=True)
+    raise AssertionError(payload)
+
+
+def _particulars(detail: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.json.decode(detail)
+    found.pop("salt", None)
+    return found
