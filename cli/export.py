@@ -12,6 +12,7 @@ from cli.options import Directory, From, Json, To, command
 
 if TYPE_CHECKING:
     from ledger.export.csv import TableSummary
+    from ledger.export.query import Question
 
 __all__ = ["app"]
 
@@ -181,6 +182,87 @@ def iceberg(
     _show(write_iceberg(export, warehouse), warehouse, json)
 
 
+@command(
+    app,
+    "tallystick export otlp export-2026-01 --endpoint http://localhost:4318 --where tenant=t-7",
+    "tallystick export otlp export-2026-01 --file spans.jsonl --json",
+)
+def otlp(
+    export: _Export,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Collector to send to (OTLP over HTTP). Headers that it wants, such as "
+            "a token, are read from OTEL_EXPORTER_OTLP_HEADERS.",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or a file to write: OTLP JSON, one request a line.")
+    ] = None,
+    where: _Where = None,
+    from_: From = None,
+    to: To = None,
+    as_logged: _AsLogged = False,
+    json: Json = False,
+) -> None:
+    """Give records as OpenTelemetry spans, by the GenAI conventions, with energy, carbon and cost.
+
+    Exits with 1 if the collector rejected spans. With --json: spans, requests, rejected.
+    """
+    from cli.progress import progress
+    from ledger.core.errors import InvalidError
+    from ledger.export.otlp import send_otlp, write_otlp
+
+    question = _question(where, from_, to, as_logged)
+    if (endpoint is None) is (file is None):
+        raise InvalidError("give either --endpoint or --file", remedy="see --help", code="bad-parameter")
+    with progress("giving spans") as report:
+        if file is not None:
+            summary = write_otlp(export, file, question, progress=report)
+        else:
+            summary = send_otlp(export, str(endpoint), question, progress=report)
+    _show(summary, file or export, json)
+    if summary.rejected:
+        raise typer.Exit(1)
+
+
+@command(
+    app,
+    "tallystick export openlineage export-all lineage.ndjson",
+    "tallystick export openlineage export-all lineage.ndjson --from 2026-01-01 --json",
+)
+def openlineage(
+    export: _Export,
+    out: _File,
+    where: _Where = None,
+    from_: From = None,
+    to: To = None,
+    as_logged: _AsLogged = False,
+    json: Json = False,
+) -> None:
+    """Write OpenLineage events, one a line: each deployment's days, from model to log, and the export itself.
+
+    With --json: file, events.
+    """
+    from ledger.export.openlineage import write_openlineage
+
+    _show(write_openlineage(export, out, _question(where, from_, to, as_logged)), out, json)
+
+
+def _question(where: list[str] | None, from_: str | None, to: str | None, as_logged: bool) -> Question:
+    from cli.figures import parse_time
+    from cli.query import parse_conditions
+    from ledger.export.query import Question
+
+    return Question(
+        where=parse_conditions(where or ()),
+        from_us=parse_time(from_, "--from"),
+        to_us=parse_time(to, "--to"),
+        corrected=not as_logged,
+    )
+
+
 def _table(
     write: Callable[..., TableSummary],
     export: Path,
@@ -191,17 +273,9 @@ def _table(
     as_logged: bool,
     json: bool,
 ) -> None:
-    from cli.figures import parse_time
     from cli.progress import progress
-    from cli.query import parse_conditions
-    from ledger.export.query import Question
 
-    question = Question(
-        where=parse_conditions(where or ()),
-        from_us=parse_time(from_, "--from"),
-        to_us=parse_time(to, "--to"),
-        corrected=not as_logged,
-    )
+    question = _question(where, from_, to, as_logged)
     with progress("writing records") as report:
         summary = write(export, out, question, progress=report)
     _show(summary, out, json)
