@@ -64,3 +64,42 @@ def test_a_changed_export(export: Path, ledger: LedgerFolder, tmp_path: Path, ru
     result = run(command, changed, "--log-key", ledger.path / "log.vkey", "--json")
     assert result.exit_code == 1, result.output
     assert json_of(result)["verdict"] == "refuted"
+
+
+def test_an_export_is_added_to(ledger: LedgerFolder, tmp_path: Path, run: Run) -> None:
+    first = json_of(run("export", "parquet", ledger.path, tmp_path / "x", "--resume", "--json"))
+    again = json_of(run("export", "parquet", ledger.path, tmp_path / "x", "--resume", "--json"))
+    assert (first["added_records"], again["added_records"]) == (len(ledger.records), 0)
+    assert run("verify", tmp_path / "x", "--log-key", ledger.path / "log.vkey").exit_code == 0
+    refused = run("export", "parquet", ledger.path, tmp_path / "x", "--resume", "--from", build.START_US)
+    assert refused.exit_code == 2
+    assert "name a new folder" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_tables(export: Path, ledger: LedgerFolder, tmp_path: Path, run: Run, kind: str) -> None:
+    out = tmp_path / f"records.{kind}"
+    made = json_of(run("export", kind, export, out, "--json"))
+    assert made["records"] == len(ledger.records)
+    assert made["file"] == str(out)
+    tenant = ledger.records[0].tenant
+    made = json_of(run("export", kind, export, out, "--where", f"tenant={tenant}", "--as-logged", "--json"))
+    assert made["records"] == sum(record.tenant == tenant for record in ledger.records) > 0
+    assert "corrected records" in run("export", kind, export, out).stdout
+
+
+def test_iceberg(export: Path, ledger: LedgerFolder, tmp_path: Path, run: Run) -> None:
+    made = json_of(run("export", "iceberg", export, tmp_path / "warehouse", "--json"))
+    assert made["added_records"] == len(ledger.records)
+    assert Path(made["metadata"].removeprefix("file://")).is_file()
+    assert json_of(run("export", "iceberg", export, tmp_path / "warehouse", "--json"))["added_records"] == 0
+
+
+def test_spans_and_lineage(export: Path, ledger: LedgerFolder, tmp_path: Path, run: Run) -> None:
+    made = json_of(run("export", "otlp", export, "--file", tmp_path / "spans.jsonl", "--json"))
+    assert made["spans"] == len(ledger.records)
+    assert (tmp_path / "spans.jsonl").stat().st_size > 0
+    assert run("export", "otlp", export).exit_code == 2
+    assert run("export", "otlp", export, "--endpoint", "http://127.0.0.1:1").exit_code == 2
+    lineage = json_of(run("export", "openlineage", export, tmp_path / "events", "--json"))
+    assert lineage["events"] == len((tmp_path / "events").read_text().splitlines()) > 1
