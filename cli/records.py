@@ -12,7 +12,7 @@ from cli.options import ApiKeyFile, From, Json, Target, To, command
 if TYPE_CHECKING:
     from cli.target import Ledger
 
-__all__ = ["app", "rollups"]
+__all__ = ["app", "rollups", "said_later"]
 
 app = typer.Typer(help="List and show records.", no_args_is_help=True)
 
@@ -127,9 +127,13 @@ def show(
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
-    """Show one record and where the log has it.
+    """Show one record, where the log has it, and what was said later: corrections and evaluations.
 
-    With --json: leaf_index, position, issuer, record (as it was logged).
+    Figures are as logged; a restated one stands beside it.
+
+    With --json: leaf_index, position, issuer, record (as it was logged), and where there are any: corrections
+    (leaf_index, issuer, issued_us, reason, figures), corrected (the figures that stand now), evaluations
+    (leaf_index, issuer, issued_us, evaluator, about, metrics), later_is_whole (false if there is more).
     """
     from cli import figures
     from cli.output import fields, print_json
@@ -176,7 +180,34 @@ def show(
         (f"quality {name}", f"{each['value']} / 10^{each['scale']}")
         for name, each in found.get("quality", {}).items()
     ]
+    rows += said_later(place)
     fields((name, value) for name, value in rows if value)
+
+
+def said_later(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was said later about a record, in words."""
+    from cli import figures
+
+    rows = []
+    for name, value in found.get("corrected", {}).items():
+        text = figures.energy_of({"energy": value}) if name == "energy" else f"{value:,}"
+        rows.append((f"restated {name}", text))
+    for each in found.get("corrections", ()):
+        restated = ", ".join(each["figures"])
+        rows.append(("correction", f"leaf {each['leaf_index']}: {restated}: {each['reason']}"))
+    for each in found.get("evaluations", ()):
+        metrics = ", ".join(
+            f"{name} {figures.scaled(one['value'], one['scale'])}" for name, one in each["metrics"].items()
+        )
+        rows.append(
+            (
+                "evaluation",
+                f"leaf {each['leaf_index']}: {metrics}, of its {each['about']} by {each['evaluator']}",
+            )
+        )
+    if not found.get("later_is_whole", True):
+        rows.append(("incomplete", "more was said later than is looked through here; an export has all"))
+    return [(name, text.replace("of its record", "of it")) for name, text in rows]
 
 
 def _after(record: dict[str, Any], name: str) -> str:

@@ -29,7 +29,7 @@ class Ledger(Protocol):
         """A page of records: ``records`` and, if there is more, ``next``."""
 
     def record(self, record_id: str) -> dict[str, Any]:
-        """One record and where it is."""
+        """One record, where it is, and what was said later about it."""
 
     def record_proof(self, record_id: str) -> dict[str, Any]:
         """What proves one record."""
@@ -102,9 +102,11 @@ class LocalLedger:
     def record(self, record_id: str) -> dict[str, Any]:
         """See ``Ledger``."""
         from ledger.store import queries
+        from ledger.store.later import described, later_of
 
         with self._store.read() as connection:
-            return _place(queries.record_by_id(connection, record_id))
+            found = queries.record_by_id(connection, record_id)
+            return _place(found) | described(later_of(connection, found))
 
     def record_proof(self, record_id: str) -> dict[str, Any]:
         """See ``Ledger``."""

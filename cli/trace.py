@@ -44,14 +44,14 @@ def trace(
     """
     from cli.audit import read_vkey
     from cli.output import fields, note, verdict, write_bytes
-    from ledger.audit.run import parse_log_key
     from ledger.audit.trace import verify_trace
+    from ledger.core.log_keys import parse_log_keys
     from ledger.core.trace import encode_trace
     from ledger.export.trace import make_trace, trace_page
 
     vkey = read_vkey(log_key)
     made = make_trace(export, record)
-    traced = verify_trace(made, parse_log_key(vkey))
+    traced = verify_trace(made, parse_log_keys(vkey))
     if save is not None:
         save.write_bytes(encode_trace(made))
     if page is not None:
@@ -93,6 +93,30 @@ def _told(traced: Traced, leaf_index: int, position: int) -> list[tuple[str, str
         ("log", checkpoint.origin),
         ("checkpoint", f"size {checkpoint.size:,}, root {checkpoint.root.hex()}"),
     ]
-    rows += [("correction", f"leaf hash {each.leaf_hash.hex()}") for each in traced.corrections]
-    rows += [("evaluation", f"by {each.issuer}, {each.leaf_hash.hex()}") for each in traced.evaluations]
+    return rows + _later(traced)
+
+
+def _later(traced: Traced) -> list[tuple[str, str]]:
+    """Corrections, with the figures that stand now beside those logged, and evaluations."""
+    from msgspec import to_builtins
+
+    from cli import figures
+    from ledger.core.corrections import restate
+
+    payloads = [each.payload for each in traced.corrections]
+    restated = restate(traced.record, list(enumerate(payloads)))  # type: ignore[arg-type]
+    view = to_builtins(restated.record)
+    rows = [
+        (f"restated {name}", figures.energy_of(view) if name == "energy" else f"{view[name]:,}")
+        for name in restated.changed
+    ]
+    for each, reason in zip(traced.corrections, restated.reasons, strict=True):
+        rows.append(("correction", f"{reason}, leaf hash {each.leaf_hash.hex()}"))
+    for each in traced.evaluations:
+        payload = to_builtins(each.payload)
+        metrics = ", ".join(
+            f"{name} {figures.scaled(one['value'], one['scale'])}" for name, one in payload["metrics"].items()
+        )
+        by = f"by {payload['evaluator']} ({each.issuer})"
+        rows.append(("evaluation", f"{metrics}, {by}, leaf hash {each.leaf_hash.hex()}"))
     return rows

@@ -18,6 +18,7 @@ import ledger
 from ledger.core import merkle
 from ledger.core import settlement as form
 from ledger.core.corrections import restate
+from ledger.core.erased import erased_hash, line_hashes
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.keys import PrivateKey
 from ledger.core.log_keys import log_verifier_key
@@ -204,12 +205,13 @@ class _Making:
         wanted = [
             (position, line, record)
             for position, line in enumerate(lines)
-            if (record := decode_record(line, where=f"leaf {index}")).tenant == self.tenant
+            if erased_hash(line) is None  # its bytes are gone: nothing of it can be settled
+            and (record := decode_record(line, where=f"leaf {index}")).tenant == self.tenant
             and record.started_us in self._period
         ]
         if not wanted:
             return
-        paths = _Paths([record_hash(line) for line in lines])
+        paths = _Paths(line_hashes(lines))
         self._check_root(index, statement, paths)
         self.batches += 1
         self._leaves[index] = True
@@ -343,12 +345,7 @@ def _batches(
         for index, entry, block in found:
             start = index + 1
             if block is None:
-                raise InvalidError(
-                    "the bytes of its records were erased, so they cannot be settled",
-                    where=f"leaf {index}",
-                    remedy="choose a period without them",
-                    code="erased",
-                )
+                raise CorruptError("its records are gone", where=f"leaf {index}", remedy=_REMEDY)
             yield (
                 index,
                 decode_statement(bytes(entry), where=f"leaf {index}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -16,6 +16,7 @@ from ledger.service.openapi import DOCUMENT, answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import newest_note, service_of
 from ledger.store import queries
+from ledger.store.later import described, later_of
 
 __all__ = ["DEFAULT_PAGE", "From", "To", "check_period", "router"]
 
@@ -53,6 +54,28 @@ _RECORD = {
     "usage": {"input_tokens": 120, "output_tokens": 24},
 }
 _PLACED = {"leaf_index": 1042, "position": 17, "issuer": "gpu-7.example.com/vllm", "record": _RECORD}
+_SHOWN = _PLACED | {
+    "corrections": [
+        {
+            "leaf_index": 2210,
+            "issuer": "gpu-7.example.com/vllm",
+            "issued_us": 1763990000000000,
+            "reason": "meter was miscalibrated",
+            "figures": {"energy": {"energy_uj": 1200000, "method": "measured", "source": "nvml"}},
+        }
+    ],
+    "corrected": {"energy": {"energy_uj": 1200000, "method": "measured", "source": "nvml"}},
+    "evaluations": [
+        {
+            "leaf_index": 2300,
+            "issuer": "eval.example.com/judge",
+            "issued_us": 1763995000000000,
+            "evaluator": "judge-7b 1.2",
+            "about": "record",
+            "metrics": {"accuracy": {"scale": 2, "value": 91}},
+        }
+    ],
+}
 
 
 class PlacedRecord(BaseModel):
@@ -62,6 +85,40 @@ class PlacedRecord(BaseModel):
     position: int
     issuer: str
     record: dict[str, Any] = Field(json_schema_extra={DOCUMENT: "Record"})
+
+
+class RecordCorrection(BaseModel):
+    """A correction that counts for the record: by its own issuer, of these very bytes."""
+
+    leaf_index: int
+    issuer: str
+    issued_us: int
+    reason: str
+    figures: dict[str, Any] = Field(description="What it restates, by the record's own names")
+
+
+class RecordEvaluation(BaseModel):
+    """Quality metrics that somebody measured later, of the record, its batch or its deployment."""
+
+    leaf_index: int
+    issuer: str
+    issued_us: int
+    evaluator: str
+    about: Literal["record", "batch", "deployment"]
+    metrics: dict[str, dict[str, int]] = Field(description="Each is value / 10^scale")
+
+
+class RecordShown(PlacedRecord):
+    """A record as it was logged, and beside it what was said later."""
+
+    corrections: list[RecordCorrection] | None = Field(default=None, description="Oldest first")
+    corrected: dict[str, Any] | None = Field(
+        default=None, description="The figures that stand now, of those that were restated"
+    )
+    evaluations: list[RecordEvaluation] | None = None
+    later_is_whole: bool | None = Field(
+        default=None, description="False where more was said than one answer looks through; an export has all"
+    )
 
 
 class RecordPage(BaseModel):
@@ -147,20 +204,21 @@ def list_records(
     "/records/{record_id}",
     operation_id="get_record",
     summary="Get a record",
-    response_model=PlacedRecord,
+    response_model=RecordShown,
     responses=answers(
         "not-found",
         "bad-record-id",
         "erased",
-        ok={200: examples("application/json", _PLACED, "The record and where it is.")},
+        ok={200: examples("application/json", _SHOWN, "The record, where it is, and what was said later.")},
         key=True,
     ),
 )
 def get_record(record_id: RecordId, request: Request) -> Response:
-    """One record by its id."""
+    """One record by its id, as it was logged; corrections and evaluations stand beside it."""
     with service_of(request).store.read() as connection:
         found = queries.record_by_id(connection, record_id, tenant=tenant_of(request))
-    return Response(msgspec.json.encode(_placed(found)), media_type="application/json")
+        later = described(later_of(connection, found))
+    return Response(msgspec.json.encode(_placed(found) | later), media_type="application/json")
 
 
 @router.get(

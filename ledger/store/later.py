@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 from sqlalchemy import Connection, LargeBinary, bindparam, text
 
-from ledger.core.corrections import Restated, applies, restate
+from ledger.core.corrections import RESTATED, Restated, applies, restate
 from ledger.core.records import record_hash
 from ledger.core.statements import Correction, Evaluation, SignedStatement, decode_statement
 from ledger.store.queries import Found, statement
 
-__all__ = ["MAX_FOUND", "MAX_LOOKED_AT", "Later", "Said", "later_of"]
+__all__ = ["MAX_FOUND", "MAX_LOOKED_AT", "Later", "Said", "described", "later_of"]
 
 MAX_LOOKED_AT = 200_000
 """Statements whose bytes are looked through for one record: some 100 MB, a fifth of a second."""
@@ -92,3 +92,43 @@ WHERE {anywhere} ORDER BY leaf_index LIMIT :limit"""  # noqa: S608 - of this mod
         restate(found.record, in_order),  # type: ignore[arg-type]
         is_whole and len(rows) < MAX_FOUND,
     )
+
+
+def described(later: Later) -> dict[str, Any]:
+    """For JSON: ``corrections``, ``corrected`` (the figures that stand now), ``evaluations``; absent if none.
+
+    ``later_is_whole`` is there, and false, where more was said than is looked through.
+    """
+    made: dict[str, Any] = {}
+    if later.corrections:
+        made["corrections"] = [_correction(each) for each in later.corrections]
+        view = to_builtins(later.restated.record)
+        made["corrected"] = {name: view[name] for name in later.restated.changed}
+    if later.evaluations:
+        made["evaluations"] = [_evaluation(each) for each in later.evaluations]
+    return made if later.is_whole else made | {"later_is_whole": False}
+
+
+def _correction(said: Said) -> dict[str, Any]:
+    payload = to_builtins(said.statement.payload)
+    figures = {name: payload[name] for name in RESTATED if name in payload}
+    return {
+        "leaf_index": said.leaf_index,
+        "issuer": said.statement.issuer,
+        "issued_us": payload["issued_us"],
+        "reason": payload["reason"],
+        "figures": figures,
+    }
+
+
+def _evaluation(said: Said) -> dict[str, Any]:
+    payload = to_builtins(said.statement.payload)
+    about = next(word for word in ("record", "statement", "deployment") if word in payload)
+    return {
+        "leaf_index": said.leaf_index,
+        "issuer": said.statement.issuer,
+        "issued_us": payload["issued_us"],
+        "evaluator": payload["evaluator"],
+        "about": "batch" if about == "statement" else about,
+        "metrics": payload["metrics"],
+    }
