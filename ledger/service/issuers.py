@@ -20,9 +20,9 @@ from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
 from ledger.store import queries
-from ledger.store.tenancy import own_issuers
+from ledger.store.tenancy import bind_issuer, check_tenant, own_issuers
 
-__all__ = ["router"]
+__all__ = ["is_known", "router"]
 
 router = APIRouter(tags=["issuers"], route_class=StrictRoute)
 
@@ -50,6 +50,12 @@ class NewIssuerKey(BaseModel):
     )
     cose_key: str | None = Field(
         default=None, max_length=8192, pattern="^([0-9a-f]{2})+$", description="Deterministic COSE_Key, hex"
+    )
+    tenant: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Tenant whose records alone a new issuer may log; absent for those of any",
     )
 
 
@@ -176,6 +182,7 @@ def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
         *BODY_CODES,
         "bad-key",
         "bad-issuer-name",
+        "bad-tenant",
         "key-exists",
         ok={201: examples(JSON, _CHANGE, "Logged.")},
         key=True,
@@ -202,8 +209,15 @@ async def add_issuer_key(request: Request) -> KeyChange:
     wanted = parse(NewIssuerKey, await json_body(request))
     key = _public_key(wanted)
     check_issuer_id(wanted.issuer)
-    known = await run_in_threadpool(_is_known, service, wanted.issuer)
-    future = service.sequencer.add_key(wanted.issuer, key, rotate=known)
+    known = await run_in_threadpool(is_known, service, wanted.issuer)
+    tenant, deed = wanted.tenant, None
+    if tenant is not None:
+        check_tenant(tenant)
+
+        def deed(connection: Connection, _: int) -> None:
+            bind_issuer(connection, wanted.issuer, tenant)
+
+    future = service.sequencer.add_key(wanted.issuer, key, rotate=known, deed=deed)
     registration = await asyncio.shield(asyncio.wrap_future(future))
     return KeyChange(issuer=wanted.issuer, kid=key.kid.hex(), leaf_index=registration.leaf_index)
 
@@ -262,7 +276,8 @@ def _public_key(wanted: NewIssuerKey) -> PublicKey:
     )
 
 
-def _is_known(service: Service, issuer: str) -> bool:
+def is_known(service: Service, issuer: str) -> bool:
+    """Whether the log has an issuer of this name. Blocks."""
     with service.store.read() as connection:
         return any(info.issuer == issuer for info in queries.issuers(connection))
 

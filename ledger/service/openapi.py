@@ -39,6 +39,10 @@ TAGS = [
         "description": "Groups, totals and percentiles over a bounded period. Needs the scope `read`.",
     },
     {"name": "issuers", "description": "Who may sign, with which keys. Changing needs the scope `admin`."},
+    {
+        "name": "enrolment",
+        "description": "Invitations, keys that their holders enrol, and the trail of administrative acts.",
+    },
     {"name": "documents", "description": "Deployments and factor sets, by digest. Needs the scope `read`."},
     {
         "name": "budgets",

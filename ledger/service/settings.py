@@ -83,7 +83,7 @@ class Settings:
     )
     identity_file: str = _setting(
         "",
-        "JSON file of the providers whose workload tokens (OpenID Connect, JWT) are accepted; empty for none.",
+        "JSON file of the providers whose workload tokens (OpenID Connect, JWT) are taken; empty for none.",
     )
     witness_policy: str = _setting(
         "",

@@ -67,7 +67,7 @@ class InviteInfo:
 
 
 def new_invite(
-    issuer: str, *, tenant: str | None = None, valid_s: int
+    issuer: str, *, tenant: str | None = None, valid_s: int, by: str = "operator"
 ) -> tuple[str, InviteInfo, OwnStatement]:
     """An invitation: its token, which is not kept; what is known of it; the statement that makes it valid.
 
@@ -97,7 +97,7 @@ def new_invite(
         )
 
     said = {"invite": invite_id, "issuer": issuer, "tenant": tenant, "expires_s": info.expires_s}
-    return token, info, administer("issuer.invite", said, put)
+    return token, info, administer("issuer.invite", said, put, by=by)
 
 
 def invites(connection: Connection) -> list[InviteInfo]:
