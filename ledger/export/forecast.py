@@ -2,10 +2,10 @@
 
 The point forecast is the theta model (Assimakopoulos and Nikolopoulos 2000) of ``statsmodels``, with the
 season taken out first. Its intervals come from conformal prediction (Vovk et al. 2005; weighted towards the
-recent past as in Barber et al. 2023): the same model forecasts from many earlier points of the series, and how
-far it was off there, in parts of its forecast, says how far it may be off now. The interval of a sum is made
-of the errors of sums: the ends of the single intervals do not add up. How the intervals of sums would have
-held is looked at too, and their level moved half of the way to what would have been right.
+recent past as in Barber et al. 2023): the same model forecasts from many earlier points of the series, and
+how far it was off there, in parts of its forecast, says how far it may be off now. The interval of a sum is
+made of the errors of sums: the ends of the single intervals do not add up. How the intervals of sums would
+have held is looked at too, and their level moved half of the way to what would have been right.
 
 Forecasts are estimates: computed in floating point, given in whole units. What is known stays exact.
 """
@@ -23,7 +23,7 @@ from ledger.core.errors import InvalidError, UnavailableError
 if TYPE_CHECKING:
     import numpy as np
 
-    Array = np.ndarray[Any, np.dtype[np.float64]]
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 __all__ = [
     "LEVELS",
@@ -275,8 +275,8 @@ def _step_widths(y: Array, paths: Mapping[int, Array], at: int, horizon: int, le
     widths = []
     for h in range(horizon):
         near = errors[max(0, h - _POOL) : h + _POOL + 1]
-        off, weights = np.concatenate([e for e, _ in near]), np.concatenate([w for _, w in near])
-        widths.append(_quantile(off, weights, level / 100, extra=0.0))
+        errors_near, weights = np.concatenate([e for e, _ in near]), np.concatenate([w for _, w in near])
+        widths.append(_quantile(errors_near, weights, level / 100, extra=0.0))
     return widths
 
 
