@@ -106,3 +106,54 @@ def check(directory: Directory, json: Json = False) -> None:
     for each in () if json else findings:
         fields([("what", each.what), ("where", each.where or ""), ("remedy", each.remedy or "")])
     raise typer.Exit(1 if findings else 0)
+
+
+@command(
+    app,
+    "TALLYSTICK_DATABASE=postgresql+psycopg:///tally tallystick db move ledger-data",
+    "TALLYSTICK_DATABASE=postgresql+psycopg:///tally tallystick db move ledger-data --json",
+)
+def move(directory: Directory, json: Json = False) -> None:
+    """Move the log out of DIR/ledger.db into the empty database that TALLYSTICK_DATABASE names.
+
+    Every proof, receipt and checkpoint stays valid. Stop the service before; what it would try to append
+    meanwhile waits and then fails. Afterwards nothing can append to the old file, which is renamed to
+    ledger.db.moved. Broken off, run it again.
+
+    With --json: directory, origin, tree_size, old.
+    """
+    import os
+
+    from cli.folder import DATABASE_VARIABLE, Folder
+    from cli.output import note, print_json
+    from cli.progress import progress
+    from ledger.core.errors import InvalidError
+    from ledger.core.log_keys import parse_log_keys
+    from ledger.export.restore import move_log
+    from ledger.store import open_store
+
+    folder = Folder(directory)
+    old = directory / "ledger.db"
+    if "://" not in folder.database or not old.is_file() or not folder.vkey.is_file():
+        raise InvalidError(
+            "there is no log in DIR/ledger.db, or no database to move it to",
+            where=str(directory),
+            remedy=f"name a ledger's folder, and the new database's URL in {DATABASE_VARIABLE}",
+            code="no-ledger",
+        )
+    keys = parse_log_keys(folder.vkey.read_text(encoding="utf-8"))
+    source, target = open_store(old), folder.open()
+    try:
+        with progress("rows") as report:
+            moved = move_log(source, target, keys, report)
+    finally:
+        source.close()
+        target.close()
+    kept = directory / "ledger.db.moved"
+    os.rename(old, kept)
+    if json:
+        told = {"origin": moved.origin, "tree_size": moved.size, "old": str(kept)}
+        print_json({"directory": str(directory), **told})
+        return
+    note(f"{moved.origin}: {moved.size} leaves moved; the old file is {kept}")
+    note(f"\nNext: tallystick serve {directory}, with the same {DATABASE_VARIABLE}")

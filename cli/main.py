@@ -9,6 +9,7 @@ import typer
 from cli import (
     api_keys,
     audit,
+    backup,
     compare,
     completeness,
     correction,
@@ -89,6 +90,8 @@ def version(json: Json = False) -> None:
 command(app, *init.EXAMPLES)(init.init)
 command(app, *serve.EXAMPLES)(serve.serve)
 app.add_typer(db.app, name="db")
+command(app, *backup.BACKUP_EXAMPLES)(backup.backup)
+command(app, *backup.RESTORE_EXAMPLES)(backup.restore)
 command(app, *proxy.EXAMPLES)(proxy.proxy)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")

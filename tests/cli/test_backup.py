@@ -1,0 +1,76 @@
+"""`tallystick backup`, `restore` and `db move`, as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import LedgerFolder, Run, json_of
+from tests.databases import Postgres
+
+
+def test_there_and_back(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
+    made = json_of(run("backup", own_ledger.path, tmp_path / "b", "--json"))
+    assert made["backup"] == str(tmp_path / "b")
+    key, seen = own_ledger.path / "keys" / "log.pem", own_ledger.path / "published.checkpoint"
+    restored = tmp_path / "restored"
+    result = run("restore", tmp_path / "b", restored, "--log-key", key, "--checkpoint", seen, "--json")
+    assert json_of(result)["tree_size"] == made["tree_size"]
+    assert json_of(result)["compared"] == 1
+    audit = run("audit", restored, "--log-key", own_ledger.path / "log.vkey", "--json")
+    assert audit.exit_code == 0, audit.output
+    assert (restored / "log.vkey").read_text() == (own_ledger.path / "log.vkey").read_text()
+    assert (restored / "keys" / "log.pem").stat().st_mode & 0o777 == 0o600
+    shown = json_of(run("records", "show", restored, own_ledger.records[0].id, "--json"))
+    assert own_ledger.records[0].id in json.dumps(shown)
+
+
+def test_no_key_is_in_a_backup(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
+    assert run("backup", own_ledger.path, tmp_path / "b").exit_code == 0
+    secrets = [
+        (own_ledger.path / "admin.key").read_bytes().strip(),
+        (own_ledger.path / "keys" / "log.pem").read_bytes().splitlines()[1],
+    ]
+    for path in (tmp_path / "b").rglob("*"):
+        if path.is_file():
+            assert not any(secret in path.read_bytes() for secret in secrets)
+
+
+def test_a_failed_restore_leaves_nothing(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
+    assert run("backup", own_ledger.path, tmp_path / "b").exit_code == 0
+    table = tmp_path / "b" / "tables" / "statement.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    key = own_ledger.path / "keys" / "log.pem"
+    result = run("restore", tmp_path / "b", tmp_path / "restored", "--log-key", key)
+    assert result.exit_code == 2
+    assert "tables/statement.parquet" in result.stderr
+    assert {each.name for each in tmp_path.iterdir()} == {"b", own_ledger.path.name}
+
+
+def test_a_folder_with_something_in_it_is_not_restored_into(
+    run: Run, own_ledger: LedgerFolder, tmp_path: Path
+) -> None:
+    assert run("backup", own_ledger.path, tmp_path / "b").exit_code == 0
+    key = own_ledger.path / "keys" / "log.pem"
+    result = run("restore", tmp_path / "b", own_ledger.path, "--log-key", key)
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
+
+
+@pytest.mark.sqlite
+def test_a_log_moves_to_postgresql(
+    run: Run,
+    own_ledger: LedgerFolder,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run("db", "move", own_ledger.path).exit_code == 2  # no database is named
+    monkeypatch.setenv("TALLYSTICK_DATABASE", postgres.create())
+    moved = json_of(run("db", "move", own_ledger.path, "--json"))
+    assert moved["old"] == str(own_ledger.path / "ledger.db.moved")
+    assert not (own_ledger.path / "ledger.db").exists()
+    audit = run("audit", own_ledger.path, "--log-key", own_ledger.path / "log.vkey", "--json")
+    assert audit.exit_code == 0, audit.output
+    assert json_of(run("db", "check", own_ledger.path, "--json"))["size"] == moved["tree_size"]
