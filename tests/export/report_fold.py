@@ -105,7 +105,8 @@ def make_world(root: Path) -> Iterator[World]:
             CASE WHEN id = '{corrected.id}' THEN 11 ELSE energy_uj END AS energy_uj,
             CASE WHEN id = '{corrected.id}' THEN NULL ELSE energy_low_uj END AS energy_low_uj,
             CASE WHEN id = '{corrected.id}' THEN NULL ELSE energy_high_uj END AS energy_high_uj,
-            CASE WHEN id = '{corrected.id}' THEN 'measured' ELSE energy_method END AS energy_method),
+            CASE WHEN id = '{corrected.id}' THEN 'measured' ELSE energy_method END AS energy_method,
+            CASE WHEN id = '{corrected.id}' THEN 'nvml, corrected' ELSE energy_source END AS energy_source),
             CASE factors {pue} END AS pue_milli, input_tokens + output_tokens AS tokens
         FROM read_parquet('{root}/export/records/**/*.parquet')"""
     )
