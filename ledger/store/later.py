@@ -1,7 +1,7 @@
 """Finds what was said later about a record: corrections of it, evaluations of it, its batch or deployment.
 
-The database looks through the bytes of such statements alone, which an index of their own finds; what it
-finds is then read properly. So there is no table to keep, and none that could be wrong.
+An index over the subject in such statements' own bytes finds them; what it finds is then read properly. So
+there is no table to keep, and none that could be wrong.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from ledger.core.records import record_hash
 from ledger.core.statements import Correction, Evaluation, SignedStatement, decode_statement
 from ledger.store.queries import Found, statement
 
-__all__ = ["MAX_FOUND", "MAX_LOOKED_AT", "Later", "Said", "described", "later_of"]
+__all__ = ["MAX_FOUND", "SUBJECT_SQL", "Later", "Said", "described", "later_of"]
 
-MAX_LOOKED_AT = 200_000
-"""Statements whose bytes are looked through for one record: some 100 MB, a fifth of a second."""
 MAX_FOUND = 1_000
-_HAS = {
-    "sqlite": "instr(entry, :{name}) > 0",
-    "postgresql": 'pg_catalog."position"(entry, :{name}) > 0',
+"""Statements that one record is shown with."""
+
+_MARK = b"tallystick:".hex()
+_MOST = len("tallystick:evaluation:") + 64
+SUBJECT_SQL = {
+    "sqlite": f"substr(entry, instr(entry, x'{_MARK}'), {_MOST})",
+    "postgresql": f"substr(entry, pg_catalog.\"position\"(entry, '\\x{_MARK}'::bytea), {_MOST})",
 }
+"""The statement's subject, and perhaps some bytes behind it. The index is over this very expression.
+
+Before the subject stand numbers, a key's hash and the issuer's name: an issuer that has ``tallystick:`` in its
+name would not be found by what it says.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Later:
         corrections: those that count for the record.
         evaluations: of the record, of its batch or of its deployment.
         restated: the record with the corrections in place.
-        is_whole: False if there are more statements than are looked through, or more found than are given.
+        is_whole: False if there are more than ``MAX_FOUND`` about the same thing.
     """
 
     corrections: tuple[Said, ...]
@@ -57,22 +64,24 @@ def later_of(connection: Connection, found: Found) -> Later:
     """What was said later about ``found``."""
     batch = statement(connection, found.leaf_index).leaf_hash.hex()
     targets = (found.record.id, batch, found.record.deployment)
-    has = _HAS[connection.dialect.name]
-    anywhere = " OR ".join(has.format(name=f"target{n}") for n in range(len(targets)))
+    prefixes = [f"tallystick:record:{found.record.id}"] + [
+        f"tallystick:evaluation:{each}" for each in targets
+    ]
+    subject = SUBJECT_SQL[connection.dialect.name]
     query = text(
-        f"""
-SELECT leaf_index, entry FROM (
-    SELECT leaf_index, entry FROM statement
-    WHERE kind IN ('correction', 'evaluation') ORDER BY leaf_index DESC LIMIT :most) AS newest
-WHERE {anywhere} ORDER BY leaf_index LIMIT :limit"""  # noqa: S608 - of this module's own words
-    ).bindparams(*(bindparam(f"target{n}", type_=LargeBinary) for n in range(len(targets))))
-    values: dict[str, Any] = {f"target{n}": target.encode() for n, target in enumerate(targets)}
-    rows = connection.execute(query, values | {"most": MAX_LOOKED_AT, "limit": MAX_FOUND}).all()
-    count = text(
-        "SELECT count(*) FROM (SELECT leaf_index FROM statement "
-        "WHERE kind IN ('correction', 'evaluation') LIMIT :more) AS later"
-    )
-    is_whole = connection.execute(count, {"more": MAX_LOOKED_AT + 1}).scalar_one() <= MAX_LOOKED_AT
+        f"SELECT leaf_index, entry FROM statement WHERE kind IN ('correction', 'evaluation') "  # noqa: S608
+        f"AND {subject} >= :first AND {subject} < :end ORDER BY {subject} LIMIT :limit"
+    ).bindparams(bindparam("first", type_=LargeBinary), bindparam("end", type_=LargeBinary))
+    rows: list[Any] = []
+    is_whole = True
+    for prefix in prefixes:
+        first = prefix.encode()
+        # Behind the subject, the last text of the protected header, comes the empty unprotected one: 0xa0.
+        bounds = {"first": first, "end": first + b"\xff", "limit": MAX_FOUND + 1}
+        part = connection.execute(query, bounds).all()
+        is_whole = is_whole and len(part) <= MAX_FOUND
+        rows += part[:MAX_FOUND]
+    rows.sort(key=lambda row: row.leaf_index)
     digest = record_hash(found.line).hex()
     corrections, evaluations = [], []
     for index, entry in rows:
@@ -90,7 +99,7 @@ WHERE {anywhere} ORDER BY leaf_index LIMIT :limit"""  # noqa: S608 - of this mod
         tuple(corrections),
         tuple(evaluations),
         restate(found.record, in_order),  # type: ignore[arg-type]
-        is_whole and len(rows) < MAX_FOUND,
+        is_whole,
     )
 
 

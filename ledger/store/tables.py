@@ -16,14 +16,12 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     UniqueConstraint,
-    text,
 )
 from sqlmodel import Field, SQLModel
 
 from ledger.store import trust_tables, witnessed  # noqa: F401 - one import registers all tables
 
 __all__ = [
-    "LATER",
     "PLACES_PER_LEAF",
     "ROLLUP_SUMS",
     "ApiKey",
@@ -59,10 +57,6 @@ def _big(**options: Any) -> Any:
 
 def _blob(**options: Any) -> Any:
     return Field(sa_column=Column(LargeBinary, **options))
-
-
-LATER = text("kind IN ('correction', 'evaluation')")
-"""Statements about earlier records: few, and found by an index of their own."""
 
 
 class LogHead(SQLModel, table=True):
@@ -101,6 +95,8 @@ class StatementRow(SQLModel, table=True):
 
     ``tree_size``, ``registered_s`` and ``receipt_signature`` are the receipt's; the path comes from the
     tiles. ``records`` is a zstd frame; ``records_sha256`` is over its compressed bytes.
+
+    Corrections and evaluations have one more index, by their subject, which is an expression: see ``later``.
     """
 
     __tablename__ = "statement"
@@ -108,7 +104,6 @@ class StatementRow(SQLModel, table=True):
         UniqueConstraint("leaf_hash", name="uq_statement_leaf_hash"),
         UniqueConstraint("issuer", "seq", name="uq_statement_issuer_seq"),
         Index("ix_statement_last_us", "last_us"),
-        Index("ix_statement_later", "leaf_index", sqlite_where=LATER, postgresql_where=LATER),
     )
 
     leaf_index: int = _big(primary_key=True)

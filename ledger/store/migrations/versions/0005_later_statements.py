@@ -1,8 +1,7 @@
-"""Find what was said later about records: an index of corrections and evaluations alone"""
+"""Find what was said later about records: an index of corrections and evaluations by their subject"""
 
 from collections.abc import Sequence
 
-import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0005"
@@ -10,14 +9,21 @@ down_revision: str | Sequence[str] | None = "0004"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-_LATER = sa.text("kind IN ('correction', 'evaluation')")
+
+# The statement's subject in its own bytes: from ``tallystick:`` on, as ledger.store.later asks for it.
+_SUBJECT = {
+    "sqlite": "substr(entry, instr(entry, x'74616c6c79737469636b3a'), 86)",
+    "postgresql": "substr(entry, pg_catalog.\"position\"(entry, '\\x74616c6c79737469636b3a'::bytea), 86)",
+}
 
 
 def upgrade() -> None:
-    op.create_index(
-        "ix_statement_later", "statement", ["leaf_index"], sqlite_where=_LATER, postgresql_where=_LATER
+    subject = _SUBJECT[op.get_bind().dialect.name]
+    op.execute(
+        f"CREATE INDEX ix_statement_later ON statement (({subject})) "
+        "WHERE kind IN ('correction', 'evaluation')"
     )
 
 
 def downgrade() -> None:
-    op.drop_index("ix_statement_later", "statement")
+    op.execute("DROP INDEX ix_statement_later")
