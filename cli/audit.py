@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import CANNOT_TELL, REFUTED, SOUND
-from cli.options import ApiKeyFile, Json
+from cli.options import ApiKeyFile, Json, LogKey, PolicyFile
 
 if TYPE_CHECKING:
     from ledger.audit import AuditReport, Finding
+    from ledger.core.policy import Policy
 
 __all__ = [
     "EXAMPLES",
@@ -22,6 +23,7 @@ __all__ = [
     "exit_code",
     "print_findings",
     "print_report",
+    "read_trust",
     "read_vkey",
     "run_audit",
 ]
@@ -29,6 +31,7 @@ __all__ = [
 EXAMPLES = (
     "tallystick audit ledger-data --log-key ledger-data/log.vkey",
     "tallystick audit http://127.0.0.1:8090 --log-key log.vkey --remember seen.txt",
+    "tallystick audit http://127.0.0.1:8090 --policy trust.policy",
     "tallystick audit export-2026-01 --log-key log.vkey --json",
 )
 _SHOWN = 20
@@ -42,9 +45,8 @@ def audit(
             metavar="TARGET", help="A service's URL, a ledger's folder or database, or an export."
         ),
     ],
-    log_key: Annotated[
-        str, typer.Option(metavar="VKEY", help="The log's verifier key, or a file that holds it (log.vkey).")
-    ],
+    log_key: LogKey = None,
+    policy: PolicyFile = None,
     known_checkpoint: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="A checkpoint seen earlier: the log must extend it."),
@@ -83,6 +85,7 @@ def audit(
     report = run_audit(
         target,
         log_key,
+        policy=policy,
         known_checkpoints=known_checkpoint or (),
         remember=remember,
         witness_keys=witness_key or (),
@@ -98,8 +101,9 @@ def audit(
 
 def run_audit(
     target: str,
-    log_key: str,
+    log_key: str | None,
     *,
+    policy: Path | None = None,
     known_checkpoints: Sequence[Path] = (),
     remember: Path | None = None,
     witness_keys: Sequence[str] = (),
@@ -111,14 +115,16 @@ def run_audit(
     from ledger.audit import audit as audit_log
     from ledger.audit import open_source
 
+    keys, judged_by = read_trust(log_key, policy)
     known = [path.read_bytes() for path in known_checkpoints]
     if remember is not None and remember.exists():
         known.append(remember.read_bytes())
     with progress("auditing leaves") as report_progress:
         report = audit_log(
             open_source(_database_of(target), api_key=_api_key(target, api_key_file)),
-            read_vkey(log_key),
+            keys,
             known_checkpoints=known,
+            policy=judged_by,
             witness_vkeys=[read_vkey(each) for each in witness_keys],
             evidence_only=evidence_only,
             progress=report_progress,
@@ -140,6 +146,26 @@ def read_vkey(text: str) -> str:
         raise InvalidError(
             "is not a verifier key", where=text, remedy="name a file such as log.vkey", code="bad-key"
         ) from None
+
+
+def read_trust(log_key: str | None, policy: Path | None) -> tuple[str, Policy | None]:
+    """The log's verifier keys as text, from the option or from the policy's ``log`` lines; and the policy."""
+    from ledger.core.errors import InvalidError
+    from ledger.core.note import format_vkey
+    from ledger.core.policy import parse_policy
+
+    parsed = None if policy is None else parse_policy(policy.read_bytes())
+    if log_key is not None:
+        return read_vkey(log_key), parsed
+    keys = [] if parsed is None else [log.key for log in parsed.logs]
+    if len({key.name for key in keys}) != 1:
+        raise InvalidError(
+            "the log's verifier key is missing" if not keys else "the policy is about several logs",
+            where="--log-key",
+            remedy="pass it, or a policy with the `log` lines of one log",
+            code="bad-key",
+        )
+    return "\n".join(format_vkey(key) for key in keys), parsed
 
 
 def exit_code(verdict: str) -> int:

@@ -11,7 +11,18 @@ import typer
 
 from cli.errors import JSON_WANTED
 
-__all__ = ["ApiKeyFile", "Directory", "From", "Json", "Target", "To", "command", "examples"]
+__all__ = [
+    "ApiKeyFile",
+    "Directory",
+    "From",
+    "Json",
+    "LogKey",
+    "PolicyFile",
+    "Target",
+    "To",
+    "command",
+    "examples",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -42,6 +53,22 @@ ApiKeyFile: TypeAlias = Annotated[
         "--api-key-file",
         metavar="FILE",
         help="File that holds the API key for a URL. Else TALLYSTICK_API_KEY is read.",
+    ),
+]
+LogKey: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--log-key",
+        metavar="VKEY",
+        help="The log's verifier key, or a file that holds it (log.vkey), or all that it has had.",
+    ),
+]
+PolicyFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="Trust policy (C2SP tlog-policy): which witnesses must have cosigned, and the log's keys.",
     ),
 ]
 From: TypeAlias = Annotated[

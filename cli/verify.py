@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Json
+from cli.options import Json, LogKey, PolicyFile
 
 if TYPE_CHECKING:
     from ledger.audit import VerifyReport
@@ -19,6 +19,7 @@ __all__ = ["EXAMPLES", "described_evidence", "print_evidence", "run_verify", "ve
 EXAMPLES = (
     "tallystick verify export-2026-01 --log-key log.vkey",
     "tallystick verify receipt.json --log-key log.vkey --issuer-key issuer.pub",
+    "tallystick verify entry.tlog-proof --statement statement.cose --policy trust.policy",
     "tallystick verify receipt.cose --statement statement.cose --log-key log.vkey --json",
 )
 
@@ -27,9 +28,8 @@ def verify(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The evidence: a file, or the folder of an export.")
     ],
-    log_key: Annotated[
-        str, typer.Option(metavar="VKEY", help="The log's verifier key, or a file that holds it (log.vkey).")
-    ],
+    log_key: LogKey = None,
+    policy: PolicyFile = None,
     statement: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The statement, for a receipt that comes without it.")
     ] = None,
@@ -57,6 +57,7 @@ def verify(
     report = run_verify(
         file,
         log_key,
+        policy=policy,
         statement=statement,
         issuer_keys=issuer_key or (),
         witness_keys=witness_key or (),
@@ -71,21 +72,24 @@ def verify(
 
 def run_verify(
     file: Path,
-    log_key: str,
+    log_key: str | None,
     *,
+    policy: Path | None = None,
     statement: Path | None = None,
     issuer_keys: Sequence[Path] = (),
     witness_keys: Sequence[str] = (),
     quorum: int = 0,
 ) -> VerifyReport:
     """Verify ``file``; see the command for the arguments."""
-    from cli.audit import read_vkey
+    from cli.audit import read_trust, read_vkey
     from cli.keys import load_public
     from ledger.audit import verify_file
 
+    keys, judged_by = read_trust(log_key, policy)
     return verify_file(
         file,
-        read_vkey(log_key),
+        keys,
+        policy=judged_by,
         statement=statement,
         issuer_keys=[load_public(each) for each in issuer_keys],
         witness_vkeys=[read_vkey(each) for each in witness_keys],

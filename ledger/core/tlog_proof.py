@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ledger.core._text import decode_base64, decode_decimal, encode_base64
-from ledger.core.checkpoint import Checkpoint, open_checkpoint
+from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
 from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.merkle import HASH_SIZE, MAX_PATH, MAX_SIZE, verify_inclusion
@@ -90,7 +90,7 @@ def format_tlog_proof(proof: TlogProof) -> bytes:
 def verify_tlog_proof(
     proof: TlogProof,
     leaf_hash: bytes,
-    log_key: VerifierKey,
+    log_key: LogKeys,
     witness_keys: Iterable[VerifierKey] = (),
     quorum: int = 0,
 ) -> Checkpoint:
@@ -99,7 +99,7 @@ def verify_tlog_proof(
     Args:
         proof: what to verify.
         leaf_hash: the hash of the leaf, computed by the caller from what it holds, not from the proof.
-        log_key: the log's verifier key; its name is the origin.
+        log_key: the log's verifier key, or all that it has had; their name is the origin.
         witness_keys: the cosignature keys of the witnesses the caller knows.
         quorum: how many of these witnesses must have cosigned, at least.
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from ledger.core.checkpoint import open_checkpoint
 from ledger.core.errors import InvalidError, TallystickError
-from ledger.core.note import parse_vkey
+from ledger.core.log_keys import parse_log_keys
 from ledger.emit.client import Client, Reply
 from ledger.emit.survey import Survey
 
@@ -128,7 +128,8 @@ def check_log_key(case: Case) -> Found:
     try:
         if "+" not in text:
             text = Path(text).read_text("utf-8")
-        vkey = parse_vkey(text.strip())
+        vkeys = parse_log_keys(text)
+        vkey = vkeys[0]
     except (OSError, ValueError):
         yield "failed", f"{setup.log_key} cannot be read", "name the log's vkey file"
         return
@@ -140,7 +141,7 @@ def check_log_key(case: Case) -> Found:
         yield "warning", f"the key is of {vkey.name}; the ledger showed nothing to check it with", ""
         return
     try:
-        size = open_checkpoint(answer.body, vkey).size
+        size = open_checkpoint(answer.body, vkeys).size
     except TallystickError as error:
         yield (
             "failed",

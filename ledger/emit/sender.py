@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, TallystickError, UnavailableError
-from ledger.core.keys import PrivateKey, PublicKey, public_from_ed25519
-from ledger.core.note import ED25519, VerifierKey, parse_vkey
+from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.log_keys import parse_log_keys, public_of_log_key
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
 from ledger.core.statements import Batch
 from ledger.emit.client import Accepted, Client, Refused, Reply, Retry, judge
@@ -59,6 +59,8 @@ class LogIdentity:
 
     origin: str
     key: PublicKey
+    others: tuple[PublicKey, ...] = ()
+    """Of a log that rotated its key: the keys that signed other receipts."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,14 @@ class Pass:
 
 
 def parse_log_key(vkey: str) -> LogIdentity:
-    """The log's identity from its verifier key text.
+    """The log's identity from the text of its verifier key, or of all that it has had, one a line.
 
     Raises:
         InvalidError: not the verifier key of a log.
     """
-    key: VerifierKey = parse_vkey(vkey.strip())
-    if key.sig_type != ED25519:
-        raise InvalidError(
-            "is the key of a witness, not of a log", where=f"verifier key {key.name}", code="bad-key"
-        )
-    return LogIdentity(key.name, public_from_ed25519(key.public_key, where=f"verifier key {key.name}"))
+    keys = parse_log_keys(vkey)
+    newest, *others = [public_of_log_key(key) for key in keys]
+    return LogIdentity(keys[0].name, newest, tuple(others))
 
 
 def read_log_key(given: str | Path | None) -> LogIdentity | None:
@@ -131,7 +130,8 @@ def check_receipt(data: bytes, log: LogIdentity, leaf: bytes, subject: str | Non
         raise InvalidError(
             f"comes from log {receipt.origin!r}, not from {log.origin!r}", where="receipt", code="other-log"
         )
-    verify_receipt(receipt, leaf, log.key, subject=subject)
+    key = next((each for each in log.others if each.kid == receipt.kid), log.key)
+    verify_receipt(receipt, leaf, key, subject=subject)
     return receipt
 
 

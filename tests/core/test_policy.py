@@ -119,7 +119,7 @@ W2 = f"witness b {vkey('X2')}\n"
         ("quorum none", "newline"),
         ("quorum none\r\n", "control"),
         (f"{LOG_LINE}{LOG_LINE}quorum none\n", "public key"),
-        (f"log {vkey('X1')}\nquorum none\n", "not the verifier key"),
+        (f"log {vkey('X1')}\nquorum none\n", "not of a log"),
         (f"witness a {format_vkey(log_verifier_key(ORIGIN, LOG.public))}\nquorum none\n", "no cosignatures"),
         (f"{W1}{W1.replace(' a ', ' b ')}quorum none\n", "public key"),
         (f"{W1}{W2.replace(' b ', ' a ')}quorum a\n", "taken"),
