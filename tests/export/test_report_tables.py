@@ -30,7 +30,7 @@ from tests.export.report_fold import (
     provider,
     text,
 )
-from tests.export.report_ledger import DAYS, DEPLOYMENTS
+from tests.export.report_ledger import DAYS, DEPLOYMENTS, FACTORS
 from tests.export.test_report_figures import scope_of
 
 
@@ -287,3 +287,91 @@ def test_a_long_table_says_what_print_leaves_out() -> None:
     assert (len(shown["bars"]), shown["undrawn"]) == (31, 240 - 31)
     short = _table(msgspec.structs.replace(long, rows=rows[:31]))
     assert (short["left_out"], short["undrawn"], len(short["bars"])) == (0, 0, 31)
+
+
+def test_intensity_by_model_equals_a_fold_and_sql(world: World) -> None:
+    """SCI: over the records of each model that state their carbon."""
+    label, label_sql = by("model", "version")
+    (table,) = [each for name, each in tables(world.report("sci")).items() if name == "by_model"]
+    queried = {
+        row[0]: row[1:]
+        for row in world.connection.execute(
+            f"SELECT {label_sql}, count(*)::VARCHAR, sum(tokens)::VARCHAR, sum(carbon_ng)::VARCHAR, "
+            "sum(tokens) FILTER (carbon_ng IS NOT NULL)::VARCHAR FROM truth GROUP BY 1"
+        ).fetchall()
+    }
+    assert {row[0] for row in table.rows} == set(queried) == {label(r) for _, r in world.records}
+    for name, requests, tokens, intensity in table.rows:
+        mine = [r for _, r in world.records if label(r) == name]
+        stating = [r for r in mine if r.carbon_ng is not UNSET]
+        folded = Fraction(sum(r.carbon_ng for r in stating), 10**6) / (  # type: ignore[misc]
+            Fraction(sum(field(r, "tokens") or 0 for r in stating), 1000)
+        )
+        asked, counted, carbon, below = queried[name]
+        assert (
+            (requests, tokens)
+            == (asked, counted)
+            == (str(len(mine)), str(sum(field(r, "tokens") or 0 for r in mine)))
+        )
+        assert intensity == text(folded, 6) == text(Fraction(1000 * int(carbon), 10**6 * int(below)), 6)
+
+
+def test_percentiles_equal_a_fold_and_sql(world: World) -> None:
+    """The smallest value that so many of a hundred do not pass."""
+    table = tables(world.report("eu-ai-act-log"))["latency"]
+    expected = {
+        "Time to the first token": (
+            [r.first_token_us - r.started_us for _, r in world.records if r.first_token_us is not UNSET],
+            "epoch_us(first_token_at) - epoch_us(started_at)",
+        ),
+        "Duration": (
+            [r.ended_us - r.started_us for _, r in world.records],
+            "epoch_us(ended_at) - epoch_us(started_at)",
+        ),
+    }
+    assert {row[0] for row in table.rows} == set(expected)
+    for label, *cells in table.rows:
+        values, sql = expected[str(label)]
+        for level, cell in zip((50, 90, 95, 99), cells, strict=True):
+            folded = sorted(values)[-(-len(values) * level // 100) - 1]
+            queried = world.sql(f"quantile_disc({sql}, {level / 100})", "true")
+            assert cell == text(Fraction(folded, 1000), 3) == text(Fraction(queried, 1000), 3), (label, level)
+
+
+@pytest.mark.parametrize("kind", ["esrs-e1", "ghg-protocol", "sb-253"])
+def test_factor_sets_are_those_that_records_name(world: World, kind: str) -> None:
+    table = tables(world.report(kind))["factor_sets"]
+    queried = dict(
+        world.connection.execute("SELECT pue_milli, count(*)::VARCHAR FROM truth GROUP BY 1").fetchall()
+    )
+    for made in FACTORS:
+        (row,) = [row for row in table.rows if row[0] == f"{made.name} {made.version}"]
+        mine = [r for _, r in world.records if r.factors == document_digest(made)]
+        market = made.market_ug_per_kwh
+        assert row[2] == text(Fraction(made.intensity_ug_per_kwh, 10**6), 6)
+        assert row[3] == (None if market is UNSET else text(Fraction(market, 10**6), 6))
+        assert row[4] == text(Fraction(made.pue_milli, 1000), 3)
+        assert row[5] == str(len(mine)) == queried[made.pue_milli]
+
+
+def test_spans_and_deployments_equal_sql(world: World) -> None:
+    found = tables(world.report("eu-ai-act-log"))
+    for table, group, cells in (("span", "issuer", (1, 2, 3)), ("deployments", "deployment", (4, 5, 6))):
+        queried = {
+            row[0]: (f"{row[1]} UTC", f"{row[2]} UTC", row[3])
+            for row in world.connection.execute(
+                f"SELECT {group}, strftime(min(started_at), '%Y-%m-%d %H:%M:%S'), "
+                f"strftime(max(ended_at), '%Y-%m-%d %H:%M:%S'), count(*)::VARCHAR FROM truth GROUP BY 1"
+            ).fetchall()
+        }
+        assert {row[0]: tuple(row[at] for at in cells) for row in found[table].rows} == queried
+        for name, *_ in found[table].rows:
+            mine = [r for who, r in world.records if name in (who, r.deployment)]
+            first, last = min(r.started_us for r in mine), max(r.ended_us for r in mine)
+            assert queried[str(name)] == (
+                *(
+                    f"{datetime.fromtimestamp(us // 10**6, UTC):%Y-%m-%d %H:%M:%S} UTC"
+                    for us in (first, last)
+                ),
+                str(len(mine)),
+            )
