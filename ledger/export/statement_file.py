@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ledger.core.export_layout import STATEMENTS_FILE
+from ledger.core.merkle import inclusion_ranges
 from ledger.core.statements import Batch
 from ledger.core.tiles import TileReader
 from ledger.export.layout import STATEMENT_SCHEMA
@@ -110,8 +111,18 @@ def write_statements(directory: Path, rows: Iterable[pa.RecordBatch], tiles: Til
 
 
 def _paths(group: pa.Table, tiles: TileReader) -> pa.Array:
-    indices = group.column("leaf_index").to_pylist()
-    return pa.array([b"".join(tiles.inclusion_path(index)) for index in indices], pa.binary())
+    """The proof of each row. Neighbours share most of their paths, so what was hashed once is remembered."""
+    known: dict[tuple[int, int], bytes] = {}
+    paths = []
+    for index in group.column("leaf_index").to_pylist():
+        path = []
+        for ends in inclusion_ranges(index, tiles.size):
+            found = known.get(ends)
+            if found is None:
+                found = known[ends] = tiles.subtree_hash(*ends)
+            path.append(found)
+        paths.append(b"".join(path))
+    return pa.array(paths, pa.binary())
 
 
 def _groups(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
