@@ -30,7 +30,7 @@ SUBJECT_SQL = {
 }
 """The statement's subject, and perhaps some bytes behind it. The index is over this very expression.
 
-Before the subject stand numbers, a key's hash and the issuer's name: an issuer that has ``tallystick:`` in its
+Before the subject stand numbers, a key's hash and the issuer's name: one that has ``tallystick:`` in its
 name would not be found by what it says.
 """
 

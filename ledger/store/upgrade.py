@@ -8,6 +8,7 @@ What is no longer needed is removed a version later.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ _LOCK_TIMEOUT_MS = 2_000
 """How long a change of a table may wait for its lock. All later queries on that table wait behind it."""
 _ATTEMPTS = 30
 _PAUSE_S = 0.5
+
+
+_BY_HAND = ("ix_statement_later",)
+"""Indexes over an expression, which each database spells in its own way: in migrations, not in the models."""
+_CATALOGUES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'index'",
+    "postgresql": "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()",
+}
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,17 @@ def differences(store: Store) -> list[str]:
 
     from ledger.store import tables  # noqa: F401 - registers the tables
 
-    with store.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return [_in_words(each) for each in compare_metadata(context, SQLModel.metadata)]
+    opts = {
+        "compare_type": True,
+        "include_name": lambda name, kind, _: kind != "index" or name not in _BY_HAND,
+    }
+    with store.read() as connection, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Skipped unsupported reflection of expression-based index")
+        context = MigrationContext.configure(connection, opts=opts)
+        found = [_in_words(each) for each in compare_metadata(context, SQLModel.metadata)]
+        catalogue = _CATALOGUES[connection.dialect.name]
+        present = set(connection.execute(text(catalogue)).scalars())
+        return found + [f"add index: {name}" for name in _BY_HAND if name not in present]
 
 
 def _in_words(difference: Any) -> str:

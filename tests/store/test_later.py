@@ -118,3 +118,14 @@ def test_every_kind_of_statement_can_be_indexed(ledger: Ledger) -> None:
         found = connection.execute(text(f"SELECT kind, {subject} FROM statement ORDER BY leaf_index")).all()
     assert bytes(found[-1][1]) == said.subject.encode()
     assert all(bytes(each).startswith(b"tallystick:") for _, each in found)
+
+
+def test_a_database_without_the_index_is_told(ledger: Ledger) -> None:
+    from sqlalchemy import text
+
+    from ledger.store.upgrade import differences
+
+    assert differences(ledger.store) == []
+    with ledger.store.write() as connection:
+        connection.execute(text("DROP INDEX ix_statement_later"))
+    assert differences(ledger.store) == ["add index: ix_statement_later"]
