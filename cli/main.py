@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import (
+    admin,
     api_keys,
     audit,
     backup,
@@ -17,6 +18,7 @@ from cli import (
     db,
     demo,
     doctor,
+    erase,
     evaluation,
     export,
     factors,
@@ -25,11 +27,13 @@ from cli import (
     keys,
     prices,
     proxy,
+    publish,
     query,
     receipts,
     reconcile,
     records,
     reports,
+    retention,
     serve,
     settlement,
     spool,
@@ -90,12 +94,17 @@ def version(json: Json = False) -> None:
 command(app, *init.EXAMPLES)(init.init)
 command(app, *serve.EXAMPLES)(serve.serve)
 app.add_typer(db.app, name="db")
+command(app, *publish.EXAMPLES)(publish.publish)
 command(app, *backup.BACKUP_EXAMPLES)(backup.backup)
 command(app, *backup.RESTORE_EXAMPLES)(backup.restore)
 command(app, *proxy.EXAMPLES)(proxy.proxy)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(issuers.app, name="issuers")
+app.add_typer(admin.app, name="admin")
+app.add_typer(retention.app, name="retention")
+app.add_typer(retention.hold_app, name="hold")
+command(app, *erase.EXAMPLES)(erase.erase)
 app.add_typer(records.app, name="records")
 app.add_typer(receipts.app, name="receipt")
 app.add_typer(spool.app, name="spool")
@@ -111,6 +120,7 @@ app.add_typer(settlement.app, name="settlement")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)
 command(app, *trace.EXAMPLES)(trace.trace)
+command(app, *monitor.EXAMPLES)(monitor.monitor)
 command(app, *doctor.EXAMPLES)(doctor.doctor)
 command(app, *completeness.EXAMPLES)(completeness.completeness)
 command(app, *query.QUERY_EXAMPLES)(query.query)
