@@ -27,6 +27,7 @@ class Scope(StrEnum):
     app,
     "tallystick api-keys create ledger-data --scope emit --label gpu-7 --out gpu-7.key",
     "tallystick api-keys create ledger-data --scope read --label auditor",
+    "tallystick api-keys create ledger-data --scope read --label 'acme, reading' --tenant t-7f3a --json",
 )
 def create(
     directory: Directory,
@@ -35,26 +36,33 @@ def create(
         typer.Option(help="emit: log statements; read: see records; admin: issuers, and both others."),
     ],
     label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
+    tenant: Annotated[
+        str | None,
+        typer.Option(metavar="TENANT", help="Let it see and log records of this tenant alone."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it there (mode 0600) instead of to stdout.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make an API key. It is shown or written once; the database holds only its hash.
+    """Make an API key, and log that. It is shown or written once; the database holds only its hash.
 
-    With --json: id, scopes, label, and token or file.
+    With --json: id, scopes, label, tenant if it has one, and token or file.
     """
+    from cli.folder import open_folder
     from cli.output import note, print_json
     from ledger.core.errors import RefusedError
     from ledger.keyfiles import write_private
-    from ledger.service.auth import create_api_key
+    from ledger.service.admin import grant_api_key
 
     if out is not None and out.exists():
         raise RefusedError("file exists", where=str(out), remedy="name another file", code="exists")
-    store = _open(directory)
+    folder = open_folder(directory)
     scopes = [each.value for each in scope]
-    token = create_api_key(store, label, scopes)
+    with folder.sequencer(folder.open()) as sequencer:
+        token = grant_api_key(sequencer, label, scopes, tenant=tenant)
     made: dict[str, Any] = {"id": token.split("_")[1], "scopes": scopes, "label": label}
+    made |= {} if tenant is None else {"tenant": tenant}
     if out is not None:
         write_private(out, token.encode() + b"\n")
         made["file"] = str(out)
@@ -78,7 +86,7 @@ def create(
 def list_keys(directory: Directory, json: Json = False) -> None:
     """List API keys, without their secrets.
 
-    With --json: api_keys, each with id, scopes, label, created_s and, once it is revoked, revoked_s.
+    With --json: api_keys, each with id, scopes, label, created_s and, where there are, tenant and revoked_s.
     """
     from cli import figures
     from cli.output import print_json, table
@@ -89,11 +97,12 @@ def list_keys(directory: Directory, json: Json = False) -> None:
         print_json({"api_keys": [_described(key) for key in keys]})
         return
     table(
-        ("id", "scopes", "label", "created", "revoked"),
+        ("id", "scopes", "tenant", "label", "created", "revoked"),
         (
             (
                 key.id,
                 " ".join(key.scopes),
+                key.tenant or "",
                 key.label,
                 figures.time(key.created_s * 1_000_000),
                 "" if key.revoked_s is None else figures.time(key.revoked_s * 1_000_000),
@@ -116,10 +125,13 @@ def revoke(
 
     With --json: id.
     """
+    from cli.folder import open_folder
     from cli.output import note, print_json
-    from ledger.service.auth import revoke_api_key
+    from ledger.service.admin import withdraw_api_key
 
-    revoke_api_key(_open(directory), key_id)
+    folder = open_folder(directory)
+    with folder.sequencer(folder.open()) as sequencer:
+        withdraw_api_key(sequencer, key_id)
     if json:
         print_json({"id": key_id})
     else:
@@ -128,6 +140,7 @@ def revoke(
 
 def _described(key: Any) -> dict[str, Any]:
     described = {"id": key.id, "scopes": key.scopes, "label": key.label, "created_s": key.created_s}
+    described |= {} if key.tenant is None else {"tenant": key.tenant}
     return described if key.revoked_s is None else described | {"revoked_s": key.revoked_s}
 
 

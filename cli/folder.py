@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from ledger.core.errors import InvalidError
 
 if TYPE_CHECKING:
-    from ledger.store import Store
+    from ledger.store import Sequencer, Store
 
 __all__ = ["DATABASE_VARIABLE", "Folder", "open_folder"]
 
@@ -54,6 +56,19 @@ class Folder:
         from ledger.store import open_store
 
         return open_store(self.database)
+
+    @contextmanager
+    def sequencer(self, store: Store) -> Iterator[Sequencer]:
+        """What appends to the log while the block runs; a service may go on appending beside it."""
+        from ledger.keyfiles import load_private_key
+        from ledger.store import Sequencer
+
+        sequencer = Sequencer(store, load_private_key(self.log_key), published=self.published)
+        sequencer.start()
+        try:
+            yield sequencer
+        finally:
+            sequencer.stop()
 
 
 def open_folder(path: Path) -> Folder:

@@ -76,7 +76,7 @@ def _fill(building: Path, origin: str) -> dict[str, str | int]:
     from ledger.core.keys import generate_key
     from ledger.core.note import format_vkey
     from ledger.keyfiles import save_private_key, write_private
-    from ledger.service.auth import create_api_key
+    from ledger.service.admin import grant_api_key
     from ledger.store import migrate, queries
     from ledger.store.append import create_log, log_verifier_key
 
@@ -89,7 +89,9 @@ def _fill(building: Path, origin: str) -> dict[str, str | int]:
     try:
         migrate(store)
         create_log(store, key, origin)
-        write_private(folder.admin_key, create_api_key(store, "init", ["admin"]).encode() + b"\n")
+        with folder.sequencer(store) as sequencer:
+            token = grant_api_key(sequencer, "init", ["admin"])
+        write_private(folder.admin_key, token.encode() + b"\n")
         with store.read() as connection:
             size = queries.log_head(connection).size
     finally:

@@ -18,6 +18,11 @@ app = typer.Typer(
 
 Issuer = Annotated[str, typer.Argument(metavar="ISSUER", help="Its name, such as gpu-7.example.com/vllm.")]
 
+Tenant = Annotated[
+    str | None,
+    typer.Option(metavar="TENANT", help="Let a new issuer log records of this tenant alone."),
+]
+
 
 @command(
     app,
@@ -57,6 +62,7 @@ def list_issuers(target: Target, api_key_file: ApiKeyFile = None, json: Json = F
     app,
     "tallystick issuers add demo-data gpu-7.example.com/vllm --key issuer.pem",
     "tallystick issuers add https://log.example.com gpu-7.example.com/vllm --key issuer.pub --json",
+    "tallystick issuers add demo-data acme.example.com/vllm --key issuer.pem --tenant t-7f3a",
 )
 def add(
     target: Target,
@@ -67,6 +73,7 @@ def add(
             "--key", metavar="FILE", help="PEM of its public key; of a private one, the public half."
         ),
     ],
+    tenant: Tenant = None,
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
@@ -78,7 +85,7 @@ def add(
     from cli.output import fields, print_json
     from cli.target import open_ledger
 
-    added = open_ledger(target, api_key_file).add_issuer(issuer, load_public(key))
+    added = open_ledger(target, api_key_file).add_issuer(issuer, load_public(key), tenant)
     if json:
         print_json(added)
     else:
@@ -117,3 +124,75 @@ def revoke(
         print_json(revoked)
     else:
         fields((name.replace("_", " "), str(value)) for name, value in revoked.items())
+
+
+@command(
+    app,
+    "tallystick issuers invite demo-data gpu-8.example.com/vllm --hours 2",
+    "tallystick issuers invite https://log.example.com acme.example.com/vllm --tenant t-7f3a --json",
+)
+def invite(
+    target: Target,
+    issuer: Issuer,
+    tenant: Tenant = None,
+    hours: Annotated[int, typer.Option(min=1, max=720, help="How long the token is good for.")] = 24,
+    api_key_file: ApiKeyFile = None,
+    json: Json = False,
+) -> None:
+    """Make a one-time token: whoever holds it enrols one key of this issuer with `tallystick issuers enrol`.
+
+    With --json: id, token, issuer, expires_s and, if it is bound to one, tenant.
+    """
+    from cli.output import note, print_json
+    from cli.target import open_ledger
+
+    invited = open_ledger(target, api_key_file).invite(issuer, tenant, hours * 3600)
+    if json:
+        print_json(invited)
+    else:
+        print(invited["token"])
+        note(f"good for one key of {issuer} for {hours} h; it is not shown again")
+
+
+@command(
+    app,
+    "tallystick issuers enrol https://log.example.com --token-file invitation --key issuer.pem --issuer "
+    "gpu-8.example.com/vllm",
+    "tallystick issuers enrol https://log.example.com --token-file /var/run/secrets/token --key issuer.pem "
+    "--issuer acme.example.com/vllm --json",
+)
+def enrol(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The service.")],
+    token_file: Annotated[
+        Path, typer.Option(metavar="FILE", help="Holds the invitation, or the workload's token (JWT).")
+    ],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="PEM of the private key; it stays here.")],
+    issuer: Annotated[str, typer.Option(metavar="ISSUER", help="The name that the token is for.")],
+    json: Json = False,
+) -> None:
+    """Enrol a key of one's own with a one-time token, and prove that one holds it.
+
+    With --json: issuer, kid, leaf_index (of the log's statement that says so) and, if it is bound to one,
+    tenant.
+    """
+    import base64
+
+    from cli.client import Client
+    from cli.output import fields, print_json
+    from ledger.core.cose import encode_cbor
+    from ledger.keyfiles import load_private_key
+    from ledger.store.enrolment import prove
+
+    client, private = Client(url, None), load_private_key(key)
+    token = token_file.read_text(encoding="utf-8").strip()
+    origin = client.get_json("/log")["origin"]
+    body = {
+        "token": token,
+        "cose_key": encode_cbor(private.public.to_cose_key()).hex(),
+        "proof": base64.b64encode(prove(origin, token, issuer, private)).decode(),
+    }
+    enrolled = client.post_json("/enrolments", body)
+    if json:
+        print_json(enrolled)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in enrolled.items())

@@ -25,6 +25,8 @@ from cli import (
     init,
     issuers,
     keys,
+    log_key,
+    monitor,
     prices,
     proxy,
     publish,
@@ -116,6 +118,7 @@ app.add_typer(correction.app, name="correction")
 app.add_typer(export.app, name="export")
 app.add_typer(reports.app, name="report")
 app.add_typer(witness.app, name="witness")
+app.add_typer(log_key.app, name="log-key")
 app.add_typer(settlement.app, name="settlement")
 command(app, *audit.EXAMPLES)(audit.audit)
 command(app, *verify.EXAMPLES)(verify.verify)

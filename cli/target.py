@@ -6,8 +6,7 @@ Answers have the shapes of the HTTP API, so that ``--json`` shows the same for a
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,8 +48,14 @@ class Ledger(Protocol):
     def issuers(self) -> list[dict[str, Any]]:
         """Issuers and their keys."""
 
-    def add_issuer(self, issuer: str, key: PublicKey) -> dict[str, Any]:
-        """Register a key; the log signs that it did."""
+    def add_issuer(self, issuer: str, key: PublicKey, tenant: str | None = None) -> dict[str, Any]:
+        """Register a key, a new issuer's for one tenant's records alone if named; the log signs it."""
+
+    def invite(self, issuer: str, tenant: str | None, valid_s: int) -> dict[str, Any]:
+        """Make a one-time token with which a key of the issuer is enrolled."""
+
+    def acts(self) -> list[dict[str, Any]]:
+        """What administrators did, in the order of the log."""
 
     def revoke_key(self, issuer: str, kid: str, reason: str | None) -> dict[str, Any]:
         """Revoke a key; the log signs that it did."""
@@ -178,11 +183,14 @@ class LocalLedger:
                 for info in queries.issuers(connection)
             ]
 
-    def add_issuer(self, issuer: str, key: PublicKey) -> dict[str, Any]:
+    def add_issuer(self, issuer: str, key: PublicKey, tenant: str | None = None) -> dict[str, Any]:
         """See ``Ledger``."""
+        from ledger.store.tenancy import bind_issuer
+
+        deed = None if tenant is None else lambda connection, _: bind_issuer(connection, issuer, tenant)
         with self._sequencer() as sequencer:
             known = any(each["issuer"] == issuer for each in self.issuers())
-            registration = sequencer.add_key(issuer, key, rotate=known).result()
+            registration = sequencer.add_key(issuer, key, rotate=known, deed=deed).result()
         return {"issuer": issuer, "kid": key.kid.hex(), "leaf_index": registration.leaf_index}
 
     def revoke_key(self, issuer: str, kid: str, reason: str | None) -> dict[str, Any]:
@@ -199,19 +207,26 @@ class LocalLedger:
             registration = sequencer.revoke_key(issuer, found.public, reason=reason).result()
         return {"issuer": issuer, "kid": kid, "leaf_index": registration.leaf_index}
 
-    @contextmanager
-    def _sequencer(self) -> Iterator[Sequencer]:
-        from ledger.keyfiles import load_private_key
-        from ledger.store import Sequencer
+    def _sequencer(self) -> AbstractContextManager[Sequencer]:
+        return self._folder.sequencer(self._store)
 
-        sequencer = Sequencer(
-            self._store, load_private_key(self._folder.log_key), published=self._folder.published
-        )
-        sequencer.start()
-        try:
-            yield sequencer
-        finally:
-            sequencer.stop()
+    def invite(self, issuer: str, tenant: str | None, valid_s: int) -> dict[str, Any]:
+        """See ``Ledger``."""
+        from ledger.store.enrolment import new_invite
+
+        token, info, statement = new_invite(issuer, tenant=tenant, valid_s=valid_s)
+        with self._sequencer() as sequencer:
+            sequencer.log_own(statement).result()
+        given: dict[str, Any] = {"id": info.id, "token": token, "issuer": issuer, "expires_s": info.expires_s}
+        return given if tenant is None else given | {"tenant": tenant}
+
+    def acts(self) -> list[dict[str, Any]]:
+        """See ``Ledger``."""
+        from ledger.store import acts
+
+        with self._store.read() as connection:
+            found = acts.acts(connection)
+        return [{name: value for name, value in vars(act).items() if value is not None} for act in found]
 
 
 def _place(found: Any) -> dict[str, Any]:
@@ -269,9 +284,25 @@ class RemoteLedger:
         found: list[dict[str, Any]] = self._client.get_json("/issuers")["issuers"]
         return found
 
-    def add_issuer(self, issuer: str, key: PublicKey) -> dict[str, Any]:
+    def invite(self, issuer: str, tenant: str | None, valid_s: int) -> dict[str, Any]:
+        """See ``Ledger``."""
+        body = {"issuer": issuer, "valid_s": valid_s} | ({} if tenant is None else {"tenant": tenant})
+        invited: dict[str, Any] = self._client.post_json("/invitations", body)
+        return invited
+
+    def acts(self) -> list[dict[str, Any]]:
+        """See ``Ledger``."""
+        found: list[dict[str, Any]] = []
+        while page := self._client.get_json(
+            "/acts", {"after": found[-1]["leaf_index"] if found else -1, "limit": 1_000}
+        )["acts"]:
+            found += page
+        return found
+
+    def add_issuer(self, issuer: str, key: PublicKey, tenant: str | None = None) -> dict[str, Any]:
         """See ``Ledger``."""
         body = {"issuer": issuer, "public_key_pem": key.to_pem().decode("ascii")}
+        body |= {} if tenant is None else {"tenant": tenant}
         added: dict[str, Any] = self._client.post_json("/issuers", body)
         return added
 

@@ -558,4 +558,10 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "The customer's own log cannot be read, or a dispute file was changed or is about another bundle.",
         "Mend the row that the message names; see the how-to page about settlements.",
     ),
+    # --- forecasts -----------------------------------------------------------------------------------
+    (
+        "short-history", 422, "History too short",
+        "There are too few whole periods to tell how far off a forecast would be.",
+        "Wait until there are as many as the message says, or forecast fewer periods.",
+    ),
 )  # fmt: skip

@@ -16,7 +16,7 @@ def test_init_makes_a_folder_with_private_keys(tmp_path: Path, run: Run) -> None
     path = tmp_path / "a" / "ledger-data"
     made = json_of(run("init", path, "--origin", build.ORIGIN, "--json"))
     assert made["directory"] == str(path)
-    assert made["size"] == 1
+    assert made["size"] == 2
     assert parse_vkey(made["vkey"]).name == made["origin"] == build.ORIGIN
     assert (path / "log.vkey").read_text() == made["vkey"] + "\n"
     for private in ("keys/log.pem", "admin.key"):
