@@ -235,23 +235,23 @@ def _numpy() -> Any:
 
 def _paths(y: Array, origins: Iterable[int], season: int, horizon: int) -> dict[int, Array]:
     """The point forecasts from each origin, of what comes before it alone."""
+    from threadpoolctl import threadpool_limits
+
+    # Several threads for a few hundred numbers take four times as long as one.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that did not converge shows in its errors
+        return {origin: _path(y[:origin], season, horizon) for origin in origins}
+
+
+def _path(known: Array, season: int, horizon: int) -> Array:
     import numpy as np
     from statsmodels.tsa.forecasting.theta import ThetaModel
 
-    made: dict[int, Array] = {}
-    for origin in origins:
-        known = y[:origin]
-        if known.max() == known.min():  # the model would divide by its variance
-            made[origin] = np.full(horizon, known[-1])
-            continue
-        model = ThetaModel(known, period=season, deseasonalize=season > 1, use_test=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fit that did not converge shows in its errors
-            path = np.asarray(model.fit().forecast(horizon), dtype=np.float64)
-        if not np.isfinite(path).all():
-            path = np.resize(known[-season:], horizon)
-        made[origin] = np.maximum(path, 0.0)
-    return made
+    if known.max() == known.min():  # the model would divide by its variance
+        return np.full(horizon, known[-1])
+    model = ThetaModel(known, period=season, deseasonalize=season > 1, use_test=False)
+    path = np.asarray(model.fit().forecast(horizon), dtype=np.float64)
+    return np.maximum(path if np.isfinite(path).all() else np.resize(known[-season:], horizon), 0.0)
 
 
 # --- intervals ---------------------------------------------------------------------------------------------
