@@ -14,7 +14,7 @@ output costs. Computed whole in integers and rounded once, half up. A count that
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
@@ -24,6 +24,7 @@ from ledger.core.records import Deployment, Usage, document_digest
 
 __all__ = [
     "TOKENS_PER_RATE",
+    "By",
     "Charges",
     "Rated",
     "Rater",
@@ -52,13 +53,16 @@ class Charges(NamedTuple):
     """Nano-currency for each request."""
 
 
-class Rated(NamedTuple):
-    """What a request costs, and by which book."""
+class By(NamedTuple):
+    """By what a request was charged."""
 
-    cost_nano: int
     currency: str
-    book: PriceBook
     digest: str
+    book: PriceBook
+
+
+Rated: TypeAlias = tuple[int, By]
+"""What a request costs in billionths, and by what. A plain tuple: it is made for each record."""
 
 
 def charges_of(rate: Rate) -> Charges:
@@ -75,15 +79,15 @@ def charges_of(rate: Rate) -> Charges:
 
 def cost_nano(charges: Charges, usage: Usage) -> int:
     """What one request costs, as the module says."""
-    cached = usage.cached_input_tokens or 0
-    reasoning = min(usage.reasoning_tokens or 0, usage.output_tokens)
-    exact = (
-        (usage.input_tokens - cached) * charges.input
-        + cached * charges.cached_input
-        + (usage.output_tokens - reasoning) * charges.output
-        + reasoning * charges.reasoning
-    )
-    return (2 * exact + TOKENS_PER_RATE) // (2 * TOKENS_PER_RATE) + charges.request
+    fresh_rate, cached_rate, _, output_rate, reasoning_rate, request = charges
+    output = usage.output_tokens
+    exact = usage.input_tokens * fresh_rate + output * output_rate
+    # ``UNSET`` is false, as zero is.
+    if cached := usage.cached_input_tokens:
+        exact += cached * (cached_rate - fresh_rate)
+    if reasoning := usage.reasoning_tokens:
+        exact += (output if reasoning > output else reasoning) * (reasoning_rate - output_rate)
+    return (2 * exact + TOKENS_PER_RATE) // (2 * TOKENS_PER_RATE) + request
 
 
 def rounded(numerator: int, denominator: int) -> int:
@@ -182,9 +186,7 @@ class _Entry(NamedTuple):
     from_us: int
     until_us: int
     steps: tuple[tuple[int, Charges], ...]
-    currency: str
-    book: PriceBook
-    digest: str
+    by: By
 
 
 class Rater:
@@ -214,12 +216,12 @@ class Rater:
         entries = self._known.get(digest)
         if entries is None:
             entries = self._known[digest] = self._look_up(deployment)
-        for from_us, until_us, steps, currency, book, book_digest in entries:
+        for from_us, until_us, steps, by in entries:
             if from_us <= started_us < until_us:
                 for above, charges in steps:
                     if usage.input_tokens > above:
                         cost = cost_nano(charges, usage)
-                        return None if cost > MAX_SAFE_INTEGER else Rated(cost, currency, book, book_digest)
+                        return None if cost > MAX_SAFE_INTEGER else (cost, by)
         return None
 
     def _look_up(self, deployment: Deployment) -> tuple[_Entry, ...]:
@@ -238,9 +240,7 @@ class Rater:
                         _or(book.valid_from_us, 0),
                         _or(book.valid_until_us, _ALWAYS),
                         tuple((_threshold(rate), charges_of(rate)) for rate in rates),
-                        book.currency,
-                        book,
-                        digest,
+                        By(book.currency, digest, book),
                     )
                 )
         return tuple(found)

@@ -1,4 +1,4 @@
-"""Owns the step from what serving code reported to a canonical record: commitments, energy, carbon, cost, checks.
+"""Owns the step from what serving code reported to a canonical record: commitments, figures, checks.
 
 Runs on the background thread. A report that cannot become a valid record is refused here, alone, so that it
 cannot spoil the batch of the others.
@@ -22,7 +22,6 @@ from ledger.core.commitments import (
     unpack_pair,
 )
 from ledger.core.errors import InvalidError
-from ledger.core.price_books import PriceBook
 from ledger.core.records import (
     Commitment,
     Deployment,
@@ -36,6 +35,7 @@ from ledger.core.records import (
     document_digest,
     encode_record,
 )
+from ledger.cost.rating import By
 from ledger.emit.factor_source import Factors, FactorSource
 from ledger.emit.identity import NO_TENANT, Tenants
 from ledger.emit.pricing import Prices, PriceSource
@@ -98,8 +98,8 @@ class Composed(NamedTuple):
     line: bytes
     deployment: Deployment
     factors: FactorSet | None = None
-    book: tuple[str, PriceBook] | None = None
-    """The price book that gave the cost, and before it its digest."""
+    by: By | None = None
+    """The price book that gave the cost."""
 
 
 class Composer:
@@ -186,11 +186,12 @@ class Composer:
             energy = _modelled(deployment, report.busy_us)
         factors = self._factors.now
         carbon = None if energy is None or factors is None else figures(energy, factors, report.busy_us or 0)
-        cost, currency, book = report.cost_nano, report.currency, None
+        cost, currency, by = report.cost_nano, report.currency, None
         if self._prices is not None and cost is None and currency is None:
             rated = self._prices.rate(deployment, digest, report.usage, report.started_us)
             if rated is not None:
-                cost, currency, book = rated.cost_nano, rated.currency, (rated.digest, rated.book)
+                cost, by = rated
+                currency = by.currency
         input_ids, output_ids = _content(report)
         record = Record(
             id=report.id,
@@ -228,7 +229,7 @@ class Composer:
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
         # What a reader would refuse must not be signed.
         record = as_read(record, line, where=report.id)
-        return Composed(record, line, deployment, None if carbon is None else factors, book)
+        return Composed(record, line, deployment, None if carbon is None else factors, by)
 
 
 def _steadied(report: Report, began_ns: int, now_us: int) -> Report:

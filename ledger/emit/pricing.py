@@ -1,4 +1,4 @@
-"""Owns which price books records get their cost by: given ones, or files that are read anew when they change."""
+"""Owns which price books records get their cost by: given ones, or files, read anew when they change."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _checked(book: PriceBook) -> PriceBook:
     data = encode_canonical(book)
     if len(data) > _MAX_BOOK_BYTES:
         raise InvalidError(
-            f"the price book {book.name!r} has {len(data)} bytes, more than the {_MAX_BOOK_BYTES} that can be "
-            "logged",
+            f"the price book {book.name!r} has {len(data)} bytes, more than the {_MAX_BOOK_BYTES} "
+            "that can be logged",
             remedy="keep only the rates that you use",
             code="bad-price-book",
         )

@@ -77,8 +77,8 @@ class Block:
             and len(self.factors) >= MAX_BATCH_DOCUMENTS
         ):
             return False
-        book = composed.book
-        if book is not None and book[0] not in self.prices and len(self.prices) >= MAX_BATCH_PRICES:
+        by = composed.by
+        if by is not None and by.digest not in self.prices and len(self.prices) >= MAX_BATCH_PRICES:
             return False
         figures = _figures(record)
         sums = [
@@ -94,8 +94,8 @@ class Block:
         self.deployments.setdefault(record.deployment, composed.deployment)
         if record.factors is not UNSET and composed.factors is not None:
             self.factors.setdefault(record.factors, composed.factors)
-        if book is not None:
-            self.prices.setdefault(*book)
+        if by is not None:
+            self.prices.setdefault(by.digest, by.book)
         self.first_us = min(self.first_us, record.started_us)
         self.last_us = max(self.last_us, record.ended_us)
         self.hashes.append(record_hash(line))

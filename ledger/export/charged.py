@@ -85,7 +85,7 @@ def check_charged(export: Path) -> Charged:
                     []
                     if deployment is None
                     else [
-                        (rated.cost_nano, rated.currency)
+                        (rated[0], rated[1].currency)
                         for rater in raters[digests]
                         if (
                             rated := rater.rate(

@@ -117,7 +117,7 @@ def random_records(chance: Random, count: int, rater: Rater | None) -> list[Reco
         if chance.random() < 0.02:  # over midnight
             started = FIRST_US + chance.randrange(1, DAYS) * DAY_US - 20_000
         cost = None if rater is None else rater.rate(deployment, digest, usage, started)
-        fields = {} if cost is None else {"cost_nano": cost.cost_nano, "currency": cost.currency}
+        fields = {} if cost is None else {"cost_nano": cost[0], "currency": cost[1].currency}
         if chance.random() < 0.01:
             fields["quality"] = {"usage_estimated": Quality(scale=0, value=1)}
         if model == OWN:

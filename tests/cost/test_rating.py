@@ -115,7 +115,7 @@ def test_long_requests_are_charged_whole_at_their_rate(tokens: int, cost: int) -
         deployment, document_digest(deployment), Usage(input_tokens=tokens, output_tokens=0), 5
     )
     assert rated is not None
-    assert rated.cost_nano == cost
+    assert rated[0] == cost
 
 
 def test_the_newest_book_that_holds_and_knows_the_model_counts() -> None:
@@ -127,7 +127,7 @@ def test_the_newest_book_that_holds_and_knows_the_model_counts() -> None:
         deployment = Deployment(model=model, engine="e")
         usage = Usage(input_tokens=1, output_tokens=0)
         rated = rater.rate(deployment, document_digest(deployment), usage, at)
-        return None if rated is None else rated.cost_nano
+        return None if rated is None else rated[0]
 
     assert [cost("m", at) for at in (0, 99, 100, 199, 200, 299, 300)] == [1, 1, 2, 2, 9, 9, 2]
     assert [cost("n", at) for at in (0, 250)] == [1, 1]
@@ -140,7 +140,7 @@ def test_the_version_is_looked_up_before_the_model() -> None:
     usage = Usage(input_tokens=1, output_tokens=0)
     rated = Rater([chosen]).rate(deployment, document_digest(deployment), usage, 0)
     assert rated is not None
-    assert rated.cost_nano == 2
+    assert rated[0] == 2
     assert model_named(chosen, "m-2026-08-01") == "m-2026-08-01"
 
 
