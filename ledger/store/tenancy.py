@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET
-from sqlalchemy import Connection, delete, exists, insert, or_, select
+from sqlalchemy import Connection, exists, insert, or_, select
 
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.statements import (
@@ -83,7 +83,7 @@ def tenant_of_issuer(connection: Connection, issuer: str) -> str | None:
 
 
 def bind_issuer(connection: Connection, issuer: str, tenant: str | None) -> None:
-    """Bind a new issuer to ``tenant``, or see that a known one is bound to it already.
+    """Bind a new issuer to ``tenant``, or see that a known one is bound to it; None changes nothing.
 
     Raises:
         RefusedError: ``other-tenant``: the issuer is known, and is not this tenant's.
@@ -92,11 +92,9 @@ def bind_issuer(connection: Connection, issuer: str, tenant: str | None) -> None
     bound = tenant_of_issuer(connection, issuer)
     names = table(Issuer)
     known = connection.execute(select(names.c.issuer).where(names.c.issuer == issuer)).one_or_none()
-    if tenant is not None:
-        check_tenant(tenant)
-    if bound == tenant:
+    if tenant is None or check_tenant(tenant) == bound:
         return
-    if known is not None or tenant is None:
+    if known is not None or bound is not None:
         raise RefusedError(
             "the issuer is in the log already, and not as this tenant's",
             where=issuer,
@@ -104,7 +102,6 @@ def bind_issuer(connection: Connection, issuer: str, tenant: str | None) -> None
             code="other-tenant",
         )
     rows = table(IssuerTenant)
-    connection.execute(delete(rows).where(rows.c.issuer == issuer))
     connection.execute(insert(rows).values(issuer=issuer, tenant=tenant))
 
 
