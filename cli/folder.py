@@ -60,10 +60,16 @@ class Folder:
     @contextmanager
     def sequencer(self, store: Store) -> Iterator[Sequencer]:
         """What appends to the log while the block runs; a service may go on appending beside it."""
-        from ledger.keyfiles import load_private_key
+        from ledger.signers import load_signer
         from ledger.store import Sequencer
 
-        sequencer = Sequencer(store, load_private_key(self.log_key), published=self.published)
+        old = self.log_key.with_name("log-old.pem")  # the one before, while it still signs checkpoints
+        sequencer = Sequencer(
+            store,
+            load_signer(self.log_key),
+            beside=[load_signer(old)] if old.is_file() else [],
+            published=self.published,
+        )
         sequencer.start()
         try:
             yield sequencer

@@ -114,6 +114,33 @@ class LeafAudit:
         self._cell = cell
         self._whole = whole
 
+    @property
+    def own(self) -> list[tuple[int, PublicKey]]:
+        """The log's keys with the leaf from which on each signs receipts, in that order."""
+        return self._own
+
+    def restore(
+        self,
+        keys: Mapping[bytes, tuple[str, PublicKey, bytes, int, int | None, bool]],
+        heads: Mapping[str, ChainHead],
+        own: Sequence[tuple[int, bytes]],
+        documents: Mapping[str, Document],
+    ) -> None:
+        """Go on after leaves that were read before, with what they established.
+
+        Args:
+            keys: kid -> issuer, key, encoded, leaf that added it, leaf that revoked it, named by the log.
+            heads: issuer -> where its chain stands.
+            own: leaf -> kid of the log's key from there on.
+            documents: by digest.
+        """
+        for kid, key in keys.items():
+            self.keys[kid] = _Key(*key)
+        self.heads |= heads
+        if own:
+            self._own = [(leaf, self.keys[kid].public) for leaf, kid in own]
+        self.documents |= documents
+
     def read(self, leaf: Leaf) -> SignedStatement | None:
         """Decode a leaf's entry; None, and a finding, if it is no statement."""
         where = self._cell(leaf.index, "entry")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ _ROUTERS = (
 
 
 def create_app(
-    store: Store, log_key: Signer, settings: Settings | None = None, *, published: Path | None = None
+    store: Store,
+    log_key: Signer,
+    settings: Settings | None = None,
+    *,
+    published: Path | None = None,
+    beside: Sequence[Signer] = (),
 ) -> FastAPI:
     """The app that serves the log in ``store``.
 
@@ -70,11 +75,12 @@ def create_app(
         log_key: the log's private key.
         settings: what the operator chose.
         published: file for the checkpoint last published (see ``Sequencer``).
+        beside: keys that the log's key took over from and that still sign checkpoints.
 
     Raises:
         InvalidError: there is no log in the store, or the key is not one for a log.
     """
-    service = make_service(store, log_key, settings or Settings(), published=published)
+    service = make_service(store, log_key, settings or Settings(), published=published, beside=beside)
     app = FastAPI(
         title="Tallystick",
         version=__version__,

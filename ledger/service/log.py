@@ -14,6 +14,7 @@ from ledger import __version__
 from ledger.core.cose import encode_cbor
 from ledger.core.errors import InvalidError
 from ledger.core.keys import PublicKey
+from ledger.core.note import format_vkey
 from ledger.core.tiles import TILE_HEIGHT, TILE_WIDTH, encode_bundle, parse_tile_path
 from ledger.service.auth import require_unless_public
 from ledger.service.negotiation import quality
@@ -21,6 +22,7 @@ from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
 from ledger.store import queries
+from ledger.store.log_keys import frozen
 
 __all__ = ["router"]
 
@@ -138,9 +140,12 @@ class LogInfo(BaseModel):
 
     origin: str = Field(examples=["log.example.com/tallystick"], description="The log's name")
     vkey: str = Field(description="Verifier key of its checkpoints (signed-note)")
+    vkeys: list[str] = Field(description="All verifier keys that it has had, the newest first")
     kid: str = Field(description="Thumbprint of the same key, hex: the `kid` of receipts")
     size: int = Field(description="Leaves")
     root: str = Field(description="Tree hash, hex")
+    frozen: bool = Field(description="Whether it takes nothing any more")
+    successor: str | None = Field(description="Of a frozen log: the origin of the one that goes on")
     version: str = Field(description="Version of the software")
 
 
@@ -155,9 +160,12 @@ class LogInfo(BaseModel):
                 {
                     "origin": "log.example.com/tallystick",
                     "vkey": "log.example.com/tallystick+8cd7a3b1+AWx0...",
+                    "vkeys": ["log.example.com/tallystick+8cd7a3b1+AWx0..."],
                     "kid": "6f1c...",
                     "size": 1043,
                     "root": "959d16e4...",
+                    "frozen": False,
+                    "successor": None,
                     "version": __version__,
                 },
                 "Name, keys, size and root.",
@@ -169,12 +177,17 @@ def get_log(request: Request) -> LogInfo:
     """Name, keys, size and root. For trust, get the verifier key from the operator by another way."""
     service = service_of(request)
     head = _head(service)
+    with service.store.read() as connection:
+        end = frozen(connection)
     return LogInfo(
         origin=head.origin,
         vkey=service.vkey,
+        vkeys=[format_vkey(key) for key in service.sequencer.verifier_keys],
         kid=service.log_key.kid.hex(),
         size=head.size,
         root=head.root.hex(),
+        frozen=end is not None,
+        successor=None if end is None else end.successor,
         version=__version__,
     )
 

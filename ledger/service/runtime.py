@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,12 @@ class Service:
 
 
 def make_service(
-    store: Store, log_key: Signer, settings: Settings, *, published: Path | None = None
+    store: Store,
+    log_key: Signer,
+    settings: Settings,
+    *,
+    published: Path | None = None,
+    beside: Sequence[Signer] = (),
 ) -> Service:
     """Put a service together. Nothing runs yet."""
     metrics = Metrics()
@@ -79,7 +85,7 @@ def make_service(
     service = Service(
         store=store,
         settings=settings,
-        sequencer=Sequencer(store, log_key, published=published, observe=observe),
+        sequencer=Sequencer(store, log_key, beside=beside, published=published, observe=observe),
         metrics=metrics,
         api_keys=ApiKeys(store, ttl_s=settings.api_key_cache_s),
         tokens=_tokens(settings),

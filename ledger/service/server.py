@@ -14,11 +14,11 @@ from typing import Any
 import uvicorn
 
 from ledger.core.errors import InvalidError, UnavailableError
-from ledger.core.keys import PrivateKey
-from ledger.keyfiles import load_private_key
+from ledger.core.keys import Signer
 from ledger.service.app import create_app
 from ledger.service.protocol import BoundedProtocol
 from ledger.service.settings import ENVIRONMENT_PREFIX, Settings, settings_from_environment
+from ledger.signers import load_signer
 from ledger.store import open_store
 from ledger.store.upgrade import check_revision
 
@@ -27,6 +27,8 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve"]
 DEFAULT_HOST = "127.0.0.1"
 """Other machines reach the service through a proxy that ends TLS, or with --host by choice."""
 DEFAULT_PORT = 8090
+OLD_KEY_FILE = "log-old.pem"
+"""Beside the log's key: the one that it took over from, if that still signs checkpoints."""
 POLICY_FILE = "witnesses.policy"
 """In a ledger's folder: the witnesses to be asked."""
 _MOST_PROCESSES = 4
@@ -40,7 +42,7 @@ def serve(
     directory: Path | None = None,
     *,
     database: str | Path | None = None,
-    log_key: PrivateKey | Path | None = None,
+    log_key: Signer | Path | None = None,
     published: Path | None = None,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
@@ -75,14 +77,20 @@ def serve(
         raise InvalidError(
             "no database and log key were named", remedy="name the folder that `tallystick init` made"
         )
-    key = log_key if isinstance(log_key, PrivateKey) else load_private_key(log_key)
+    beside: tuple[Signer, ...] = ()
+    if isinstance(log_key, Path):
+        old = log_key.with_name(OLD_KEY_FILE)
+        beside = (load_signer(old),) if old.is_file() else ()
+        key = load_signer(log_key)
+    else:
+        key = log_key
     settings = settings or settings_from_environment(prepare_processes=_prepare_processes())
     if policy is not None and policy.is_file() and not settings.witness_policy:
         settings = replace(settings, witness_policy=str(policy))
     store = open_store(database)
     try:
         check_revision(store)
-        app = create_app(store, key, settings, published=published)
+        app = create_app(store, key, settings, published=published, beside=beside)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
