@@ -28,6 +28,10 @@ def serve(
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"], typer.Option(help="How much to log, to stderr.")
     ] = "info",
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="Log lines for people, or JSON objects for collectors."),
+    ] = "text",
     json: Json = False,
 ) -> None:
     """Run the service until it is told to stop (Ctrl-C, SIGTERM).
@@ -54,4 +58,5 @@ def serve(
         host=host,
         port=port,
         log_level=log_level,
+        log_format=log_format,
     )

@@ -135,3 +135,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(service.sequencer.stop)
         await anyio.to_thread.run_sync(service.budget_keeper.stop)
         await anyio.to_thread.run_sync(service.preparer.stop)
+        if service.tracing is not None:
+            await anyio.to_thread.run_sync(service.tracing.close)

@@ -9,11 +9,12 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ledger.service.auth import caller_of
+from ledger.service.logs import FIELDS
 from ledger.service.problems import unexpected_response
 from ledger.service.runtime import Service
 
@@ -59,6 +60,8 @@ class Edge:
         if method == "HEAD":  # RFC 9110 section 9.3.2: as GET, without the content
             scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send, without_content=method == "HEAD", unread=_has_body(scope))
+        tracing = self._service.tracing
+        span = None if tracing is None else tracing.begin(Headers(scope=scope))
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -69,23 +72,28 @@ class Edge:
         finally:
             seconds = time.perf_counter() - begun
             problem = scope.get("tallystick.problem", "")
-            self._service.metrics.observe_request(
-                method if method in _METHODS else "other",
-                getattr(scope.get("route"), "path", None) or "none",
-                exchange.status,
-                seconds,
-                problem,
-            )
+            known = method if method in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", None) or "none"
+            self._service.metrics.observe_request(known, route, exchange.status, seconds, problem)
+            if tracing is not None:
+                tracing.end(span, known, route, exchange.status, problem)
             if self._service.settings.log_requests:
-                # Without the query: it may hold what should not be in a log.
-                _log.info(
-                    "%s %r %d %s%.1f ms",
-                    method,
-                    scope["path"],
-                    exchange.status,
-                    problem and problem + " ",
-                    seconds * 1000,
-                )
+                _log_request(method, scope["path"], route, exchange.status, problem, seconds)
+
+
+def _log_request(method: str, path: str, route: str, status: int, problem: str, seconds: float) -> None:
+    """Without the query: it may hold what should not be in a log."""
+    named = {
+        "http.request.method": method,
+        "http.route": route,
+        "url.path": path,
+        "http.response.status_code": status,
+        "duration_ms": round(seconds * 1000, 1),
+    }
+    if problem:
+        named["error.type"] = problem
+    text = "%s %r %d %s%.1f ms"
+    _log.info(text, method, path, status, problem and problem + " ", seconds * 1000, extra={FIELDS: named})
 
 
 class _Exchange:

@@ -22,6 +22,7 @@ from ledger.service.limits import Budget
 from ledger.service.metrics import Metrics
 from ledger.service.preparing import Preparer
 from ledger.service.settings import Settings
+from ledger.service.tracing import Tracing, tracing_from_environment
 from ledger.service.witnessing import Witnessing, load_policy
 from ledger.store import Limits, Sequencer, Store, queries
 from ledger.store.append import Commit
@@ -45,6 +46,7 @@ class Service:
     preparer: Preparer
     budget_keeper: BudgetKeeper
     witnessing: Witnessing | None = None
+    tracing: Tracing | None = None
     serving: bool = False
 
     @property
@@ -99,6 +101,7 @@ def make_service(
             processes=settings.prepare_processes,
         ),
         budget_keeper=keeper,
+        tracing=tracing_from_environment(),
     )
     service.witnessing = _witnessing(service)
     return service
