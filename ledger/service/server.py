@@ -16,6 +16,7 @@ import uvicorn
 from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.keys import Signer
 from ledger.service.app import create_app
+from ledger.service.logs import LogFormat, log_config
 from ledger.service.protocol import BoundedProtocol
 from ledger.service.settings import ENVIRONMENT_PREFIX, Settings, settings_from_environment
 from ledger.signers import load_signer
@@ -48,6 +49,7 @@ def serve(
     port: int = DEFAULT_PORT,
     settings: Settings | None = None,
     log_level: str = "info",
+    log_format: LogFormat = "text",
     policy: Path | None = None,
 ) -> None:
     """Serve a log until SIGTERM or SIGINT. Statements that wait are logged before it returns.
@@ -61,6 +63,7 @@ def serve(
         port: port to listen on.
         settings: what the operator chose; by default from the environment.
         log_level: uvicorn's log level.
+        log_format: ``text`` for people, ``json`` for collectors: an object a line.
         policy: witnesses to be asked (C2SP tlog-policy), where the settings name none; used if it is there.
 
     Raises:
@@ -102,7 +105,7 @@ def serve(
                 lifespan="on",
                 log_level=log_level,
                 access_log=False,
-                log_config=_log_config(log_level),
+                log_config=log_config(log_level, log_format),
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=settings.limit_concurrency,
@@ -125,13 +128,6 @@ def serve(
             )
     finally:
         store.close()
-
-
-def _log_config(level: str) -> dict[str, Any]:
-    """uvicorn's logging, and our own beside it."""
-    ours = {"handlers": ["default"], "level": level.upper(), "propagate": False}
-    loggers = {**uvicorn.config.LOGGING_CONFIG["loggers"], "ledger": ours}
-    return {**uvicorn.config.LOGGING_CONFIG, "loggers": loggers}
 
 
 def _prepare_processes() -> int | None:

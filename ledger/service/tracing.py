@@ -38,10 +38,8 @@ def tracing_from_environment(environment: Mapping[str, str] = os.environ) -> Tra
     Raises:
         UnavailableError: the extra is missing.
     """
-    if (
-        not any(environment.get(name) for name in _ENDPOINTS)
-        or environment.get("OTEL_SDK_DISABLED") == "true"
-    ):
+    asked = any(environment.get(name) for name in _ENDPOINTS)
+    if not asked or environment.get("OTEL_SDK_DISABLED") == "true":
         return None
     try:
         return _OpenTelemetry(environment)

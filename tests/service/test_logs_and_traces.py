@@ -45,7 +45,8 @@ def serving(folder: Path, *options: str, **environment: str) -> Iterator[tuple[s
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
-                assert process.poll() is None and time.monotonic() < deadline, lines.read_text()
+                assert process.poll() is None, lines.read_text()
+                assert time.monotonic() < deadline
                 time.sleep(0.1)
             yield url, lines
         finally:
