@@ -4,7 +4,7 @@
 
 Each path is a CSV of requests with the columns TIMESTAMP, ContextTokens and GeneratedTokens, as in
 AzurePublicDataset's LLM inference traces (2023), or a folder of such; skipped where there is none. Those
-traces are of one hour, so the periods are 10 seconds and the season a minute; each forecast is of two minutes.
+traces are of one hour, so the periods are 10 seconds and the season a minute; a forecast is of two minutes.
 From each period on, what came before it alone is known.
 """
 

@@ -11,6 +11,7 @@ from cli import (
     api_keys,
     audit,
     backup,
+    budgets,
     compare,
     completeness,
     correction,
@@ -22,6 +23,7 @@ from cli import (
     evaluation,
     export,
     factors,
+    forecast,
     init,
     issuers,
     keys,
@@ -102,6 +104,7 @@ command(app, *backup.RESTORE_EXAMPLES)(backup.restore)
 command(app, *proxy.EXAMPLES)(proxy.proxy)
 app.add_typer(keys.app, name="keys")
 app.add_typer(api_keys.app, name="api-keys")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(issuers.app, name="issuers")
 app.add_typer(admin.app, name="admin")
 app.add_typer(retention.app, name="retention")
@@ -126,6 +129,7 @@ command(app, *trace.EXAMPLES)(trace.trace)
 command(app, *monitor.EXAMPLES)(monitor.monitor)
 command(app, *doctor.EXAMPLES)(doctor.doctor)
 command(app, *completeness.EXAMPLES)(completeness.completeness)
+command(app, *forecast.EXAMPLES)(forecast.forecast)
 command(app, *query.QUERY_EXAMPLES)(query.query)
 command(app, *compare.EXAMPLES)(compare.compare)
 command(app, *query.SQL_EXAMPLES)(query.sql)

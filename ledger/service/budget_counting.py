@@ -28,6 +28,7 @@ __all__ = [
     "Count",
     "Standing",
     "catch_up",
+    "count_now",
     "list_budgets",
     "remove_budget",
     "set_budget",
@@ -243,6 +244,15 @@ def set_budget(store: Store, budget: Budget, *, now_s: int | None = None) -> Bud
                 count.uses.change(budget.name, share.tenant, share.bucket_s).reserved += share.amount
         count.uses.save()
     return budget
+
+
+def count_now(store: Store) -> None:
+    """Count what was logged: for who reads a ledger that no service keeps up to date."""
+    with store.write() as connection:
+        first = rows.lock(connection)
+        count = Count(connection, int(time.time()))
+        catch_up(count, first)
+        count.uses.save()
 
 
 def remove_budget(store: Store, name: str) -> None:

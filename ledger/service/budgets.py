@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from msgspec import json
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import Connection
 
 from ledger.core.canonical import MAX_SAFE_INTEGER
 from ledger.core.records import UUID7
@@ -24,7 +25,7 @@ from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
 from ledger.store import budgets as rows
 
-__all__ = ["described_alert", "described_budget", "described_standing", "router"]
+__all__ = ["described", "described_alert", "router"]
 
 router = APIRouter(tags=["budgets"], route_class=StrictRoute)
 
@@ -232,22 +233,8 @@ def _answer(value: Any) -> Response:
 )
 def list_budgets(request: Request) -> Response:
     """Every budget and where it stands. A tenant's key sees what counts for that tenant alone."""
-    tenant = own_tenant(request, None)
     with service_of(request).store.read() as connection:
-        budgets = counting.list_budgets(connection)
-        standings = counting.standings(connection, int(time.time()))
-    shown = [
-        described_budget(budget)
-        | {
-            "standings": [
-                described_standing(each)
-                for each in standings
-                if each.budget.name == budget.name and tenant in (None, each.tenant)
-            ]
-        }
-        for budget in budgets
-        if tenant is None or budget.tenant in (rules.EACH, tenant)
-    ]
+        shown = described(connection, int(time.time()), tenant=own_tenant(request, None))
     return _answer({"budgets": shown})
 
 
@@ -275,9 +262,8 @@ def _set(request: Request, budget: Budget) -> Response:
     budget = counting.set_budget(store, budget)
     service.budget_keeper.budgets_changed()
     with store.read() as connection:
-        standings = counting.standings(connection, int(time.time()))
-    shown = [described_standing(each) for each in standings if each.budget.name == budget.name]
-    return _answer(described_budget(budget) | {"standings": shown})
+        shown = described(connection, int(time.time()))
+    return _answer(next(each for each in shown if each["name"] == budget.name))
 
 
 @router.post(
@@ -380,6 +366,23 @@ async def release_budgets(request: Request) -> Response:
 
 
 # --- how it is shown ---------------------------------------------------------------------------------------
+
+
+def described(connection: Connection, now_s: int, *, tenant: str | None = None) -> list[dict[str, Any]]:
+    """All budgets and where they stand, as JSON; for a ``tenant``, what counts for it alone."""
+    standings = counting.standings(connection, now_s)
+    return [
+        described_budget(budget)
+        | {
+            "standings": [
+                described_standing(each)
+                for each in standings
+                if each.budget.name == budget.name and tenant in (None, each.tenant)
+            ]
+        }
+        for budget in counting.list_budgets(connection)
+        if tenant is None or budget.tenant in (rules.EACH, tenant)
+    ]
 
 
 def described_budget(budget: Budget) -> dict[str, Any]:
