@@ -28,7 +28,7 @@ from tests.core import strategies
 from tests.fuzz.targets_native import FULL
 
 needs_native = pytest.mark.skipif(native.parsing is None, reason="the native part is not built, or off")
-unhurried = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def leaf_of(lines: bytes, index: int = 3, positions: list[int] | None = None, issuer: str = "one") -> Leaf:
@@ -119,6 +119,7 @@ print(native.parsing is not None)
 
 
 @needs_native
+@pytest.mark.sqlite
 def test_python_alone_writes_the_same_bytes(ledger: Any, tmp_path: Path) -> None:
     from ledger.keyfiles import save_private_key
 
