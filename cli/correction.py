@@ -15,7 +15,16 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Restate figures of records; the old ones stay.", no_args_is_help=True)
 
-_Figure = Annotated[int | None, typer.Option(min=0)]
+Energy = Annotated[
+    int | None, typer.Option(min=0, help="Energy in microjoules; restated whole, with its range.")
+]
+Low = Annotated[int | None, typer.Option(min=0, help="Low end of the energy's range, microjoules.")]
+High = Annotated[int | None, typer.Option(min=0, help="High end of the energy's range, microjoules.")]
+Carbon = Annotated[int | None, typer.Option(min=0, help="Location-based CO2e in nanograms.")]
+Market = Annotated[int | None, typer.Option(min=0, help="Market-based CO2e in nanograms.")]
+Embodied = Annotated[int | None, typer.Option(min=0, help="Embodied CO2e of the hardware in nanograms.")]
+Water = Annotated[int | None, typer.Option(min=0, help="Water in nanolitres.")]
+Cost = Annotated[int | None, typer.Option(min=0, help="Cost in billionths of the record's currency.")]
 
 
 @app.callback()
@@ -38,9 +47,9 @@ def submit(
     ] = None,
     record: Annotated[str | None, typer.Option(metavar="ID", help="The record's id.")] = None,
     reason: Annotated[str | None, typer.Option(metavar="WORDS", help="Why; everybody reads it.")] = None,
-    energy_uj: _Figure = None,
-    low_uj: _Figure = None,
-    high_uj: _Figure = None,
+    energy_uj: Energy = None,
+    low_uj: Low = None,
+    high_uj: High = None,
     method: Annotated[
         Literal["measured", "modelled", "estimated"] | None,
         typer.Option(help="How the restated energy is known; the record's own by default."),
@@ -48,11 +57,11 @@ def submit(
     source: Annotated[
         str | None, typer.Option(metavar="WORDS", help="Where it comes from; the record's own by default.")
     ] = None,
-    carbon_ng: _Figure = None,
-    carbon_market_ng: _Figure = None,
-    embodied_ng: _Figure = None,
-    water_nl: _Figure = None,
-    cost_nano: _Figure = None,
+    carbon_ng: Carbon = None,
+    carbon_market_ng: Market = None,
+    embodied_ng: Embodied = None,
+    water_nl: Water = None,
+    cost_nano: Cost = None,
     spool: SubmissionSpool = None,
     url: LedgerUrl = None,
     log_key: LogKey = None,
