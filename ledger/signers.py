@@ -164,10 +164,17 @@ class _Pkcs11Signer:
             ) from None
         try:
             token = pkcs11.lib(str(self._uri.module_path)).get_token(token_label=self._uri.token)
-            session = token.open(user_pin=self._pin())
-            found = session.get_key(
-                object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=self._uri.object, id=self._uri.id
-            )
+            try:
+                session = token.open(user_pin=self._pin())
+            except pkcs11.UserAlreadyLoggedIn:  # for another key of this token: a login is the process's
+                session = token.open()
+            try:
+                found = session.get_key(
+                    object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=self._uri.object, id=self._uri.id
+                )
+            except pkcs11.PKCS11Error:
+                session.close()
+                raise
         except (pkcs11.NoSuchKey, pkcs11.MultipleObjectsReturned, pkcs11.NoSuchToken) as error:
             raise _bad("names no key or several", self._where, type(error).__name__) from None
         except (pkcs11.PinIncorrect, pkcs11.PinLocked, pkcs11.PinInvalid, pkcs11.PinLenRange) as error:
