@@ -42,6 +42,35 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
         "same record bytes with three indexes, as durable, with one commit per 256 (and per 1,000) records.",
         (Bar("ratio_256", least=0.6), Bar("records_per_s", least=30_000)),
     ),
+    "postgres": (
+        "Batches of 256 records over HTTP into PostgreSQL, verified and durable, beside COPY of the same "
+        "record bytes into a table with three indexes in the same server, one commit per 256 (and per 1,000).",
+        (Bar("ratio_256", least=0.6), Bar("bytes_per_record", most=450)),
+    ),
+    "group_commit": (
+        "Statements of one record from 64 clients into PostgreSQL: group commit beside one transaction each, "
+        "through the sequencer and over HTTP; latency at half the rate over HTTP. Beside it a table in the "
+        "same server whose rows hash the one before, one transaction each, and pymerkle's tree in SQLite.",
+        (Bar("ratio", least=10), Bar("half_load_p99_ms", most=100)),
+    ),
+    "replay": (
+        "The Azure LLM inference traces of 2023 (named by `TALLYSTICK_TRACES`), a hundred times as fast, "
+        "through four recorders into a service on PostgreSQL.",
+        (Bar("dropped", most=0), Bar("not_logged", most=0), Bar("problems", most=0)),
+    ),
+    "reads": (
+        "Reads over HTTP from a service on PostgreSQL with 200,000 records, by one client and by eight.",
+        (),
+    ),
+    "growth": (
+        "What a record costs at 100 thousand and at 10 million records, on PostgreSQL and on SQLite.",
+        (
+            Bar("postgresql_append_ratio", most=1.2),
+            Bar("postgresql_bytes_per_record", most=450),
+            Bar("sqlite_append_ratio", most=1.2),
+            Bar("sqlite_bytes_per_record", most=450),
+        ),
+    ),
     "audit": (
         "Audit of a log of 1,000,000 records on one core, sealed in batches of 256: everything, and what "
         "signatures vouch for alone (`--evidence-only`: every signature, record hash, root, chain, tile, "

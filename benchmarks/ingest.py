@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import BATCH, Issuer, make_records
+from cli.folder import Folder
 from cli.init import init_folder
 from ledger.core.cose import encode_cbor
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.records import Record
 from ledger.keyfiles import load_private_key
-from ledger.store import Sequencer, open_store
+from ledger.store import Sequencer
 
 ISSUERS = 16
 RECORDS = 200_000
@@ -71,10 +72,10 @@ def make_chains(records: int, batch: int = BATCH, issuers: int = ISSUERS) -> lis
 class Running:
     """A service in a folder of its own, as an operator runs it."""
 
-    def __init__(self, folder: Path, chains: list[Chain]) -> None:
+    def __init__(self, folder: Path, chains: list[Chain], program: tuple[str, ...] = ("-m", "cli")) -> None:
         init_folder(folder, "log.bench.example")
         key = load_private_key(folder / "keys" / "log.pem")
-        store = open_store(folder / "ledger.db")
+        store = Folder(folder).open()
         sequencer = Sequencer(store, key, published=folder / "published.checkpoint")
         sequencer.start()
         for chain in chains:
@@ -85,9 +86,9 @@ class Running:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "cli", "serve", str(folder), "--port", str(self.port)]
+        command = [sys.executable, *program, "serve", str(folder), "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(200):
+        for _ in range(1_200):
             try:
                 self.connect().request("GET", "/healthz")
             except OSError:
