@@ -1,8 +1,8 @@
 """OpenTelemetry traces of requests, where the operator asks for them; nothing is imported or done else.
 
-On if ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set (extra ``tracing``). Spans
-are named by route and have the route, the method, the status and the problem's code: no address, query, header or
-body, and no tenant, issuer or record.
+On if ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set (extra ``tracing``).
+Spans are named by route and have the route, the method, the status and the problem's code: no address, query,
+header or body, and no tenant, issuer or record.
 """
 
 from __future__ import annotations
