@@ -21,13 +21,15 @@ from ledger.core.records import (
     encode_record,
     record_hash,
 )
-from ledger.core.statements import Correction, Erasure, Evaluation
+from ledger.core.statements import Correction, Erasure, Evaluation, Heartbeat
 from tests.build import START_US, make_deployment, make_factor_set, make_record
 from tests.export.conftest import DAY_US, Ledger
 
-__all__ = ["DAYS", "DEPLOYMENTS", "FACTORS", "corrected_records", "fill"]
+__all__ = ["DAYS", "DEPLOYMENTS", "FACTORS", "IDLE_UJ", "corrected_records", "fill"]
 
 DAYS = 9
+IDLE_UJ = 7_000_000_000
+"""What each day's heartbeat says that no record carries, and one for each day before."""
 FACTORS = (
     make_factor_set(
         name="DE grid", region="DE", pue_milli=1_250, market_ug_per_kwh=50_000_000, water_ul_per_kwh=400_000
@@ -110,7 +112,8 @@ def fill(made: Ledger) -> None:
         own[3] = structs.replace(own[3], parent=own[2].id)
         bought[0] = structs.replace(bought[0], parent=own[2].id)
         leaves += [made.batch(one, own), made.batch(two, bought)]
-        made.log(one.heartbeat(dropped=day % 3))
+        idle = Heartbeat(dropped=day % 3, unattributed_uj=IDLE_UJ + day, **one.chain())
+        made.log(one.sign(idle))
     records = [record for *_, record in made.records]
     who = {issuer: record for _, _, issuer, record in reversed(made.records)}
     first, other = who[one.name], who[two.name]

@@ -34,7 +34,7 @@ from tests.export.report_fold import (
     provider,
     text,
 )
-from tests.export.report_ledger import DAYS
+from tests.export.report_ledger import DAYS, IDLE_UJ
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,12 @@ FIGURES: dict[str, dict[str, Any]] = {
     "sci": {
         **COUNTS,
         "e": Sum("energy_uj", KWH, 6),
+        "e_unattributed": Of(
+            lambda _: sum(IDLE_UJ + day for day in range(DAYS)),
+            "SELECT sum((payload ->> '$.unattributed_uj')::BIGINT) FROM statements",
+            KWH,
+            6,
+        ),
         "e_times_i": Sum("carbon_ng", KG, 6),
         "m": Sum("embodied_ng", KG, 6),
         "sci_per_1k_tokens": Ratio(("carbon_ng", "embodied_ng"), "tokens", 10**6, 1000),

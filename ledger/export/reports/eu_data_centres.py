@@ -46,7 +46,7 @@ INPUTS: Mapping[str, Asked] = {
         "I, point 2(a)", "electrical infrastructure redundancy at high voltage, line-up and rack level"
     ),
     "cooling_redundancy": _asked("I, point 2(b)", "cooling infrastructure redundancy at room and rack level"),
-    "year": Asked("the calendar year reported on", None, "Article 3(1)"),
+    "year": Asked("the calendar year reported on", None, "Article 3"),
     "pd_it_metric": _asked("II, point 1(a)", "whether PD_IT is the installed or the rated power demand"),
     "grid_functions": _asked(
         "II, point 1(f)", "functions that the data centre provides to the electrical grid"

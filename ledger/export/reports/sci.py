@@ -43,12 +43,16 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:  # noqa: ARG001 
         ),
         Section(
             title="Components",
+            reference="SCI specification, methodology summary: O = E * I, M = TE * TS * RS",
             text=(
                 "E * I is the location-based carbon of the records: energy, times PUE, times grid intensity.",
                 "M is the embodied share of the hardware for the time that the generations had it busy.",
+                "The specification asks for the energy of all hardware reserved. Measured energy that no "
+                "record carries (idle hardware) stands beside E and is not in the score.",
             ),
             figures=(
                 fig.total(row, fig.ENERGY_KWH, name="e", label="E, energy before the site's overhead"),
+                _unattributed(facts),
                 fig.total(row, fig.CARBON_KG, name="e_times_i", label="E * I, operational emissions"),
                 fig.total(row, fig.EMBODIED_KG, name="m", label="M, embodied emissions"),
             ),
@@ -62,6 +66,17 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:  # noqa: ARG001 
         ),
         Section(title="By model", tables=(_by_model(facts),)),
     )
+
+
+def _unattributed(facts: Facts) -> Figure:
+    """Measured energy of the period that is nobody's: idle hardware, by the issuers' own word."""
+    name, label, unit = "e_unattributed", "Energy that no record carries, all issuers", "kWh"
+    told = [each.unattributed_uj for each in facts.told().issuers if each.unattributed_uj is not None]
+    derivation = "sum of unattributed_uj over all batches and heartbeats of the period / 3,600,000,000,000"
+    if not told:
+        return fig.missing(name, label, unit, "no issuer of the period states any", derivation)
+    value = decimal(Fraction(sum(told), fig.ENERGY_KWH.divisor), fig.ENERGY_KWH.places)
+    return Figure(name=name, label=label, unit=unit, value=value, derivation=derivation)
 
 
 def _operational(row: dict[str, Any]) -> tuple[Figure, ...]:
