@@ -308,7 +308,16 @@ def _question(by: Sequence[str], where: list[str] | None, from_: str | None, to:
 
 def _only_provider(books: Sequence[Any], model: str) -> str | None:
     """The provider of a model's rates, if the books know one only."""
+    from ledger.core.errors import InvalidError
+
     found = {rate.provider or None for book in books for rate in book.rates if rate.model == model}
+    if len(found) > 1 and None not in found:
+        raise InvalidError(
+            f"several providers have {model}",
+            where="--at",
+            remedy=f"write {' or '.join(sorted(f'{each}:{model}' for each in found)[:5])}",
+            code="bad-parameter",
+        )
     return found.pop() if len(found) == 1 else None
 
 

@@ -298,7 +298,8 @@ def _print(
         if numbers:
             note(f"{len(numbers)} {what}: {', '.join(map(str, numbers[:20]))}{' …' * (len(numbers) > 20)}")
     if found.estimated:
-        note(f"{len(found.estimated)} days of a model differ by no more than half of their estimated tokens")
+        days = ", ".join(f"{_day(at, zone)} {model}" for model, at, _ in found.estimated[:20])
+        note(f"within what is estimated (half of the estimated tokens), not checked further: {days}")
     if found.dropped:
         note(f"issuers said that they lost {found.dropped} records; what those used is not logged")
     if not priced:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-__all__ = ["Cell", "Doubled", "Finding", "Moved", "Short", "Surplus", "Wrong", "explain"]
+__all__ = ["Cell", "Doubled", "Finding", "Moved", "Short", "Surplus", "Vector", "Wrong", "explain"]
 
 Vector = tuple[int, ...]
 _MAX_COPIES = 12
@@ -158,8 +158,12 @@ def _surplus(cell: Cell, rest: Vector, tolerance: Vector) -> list[Surplus]:
         (number, counts)
         for number, _, counts in cell.lines
         if all(c <= r + t for c, r, t in zip(counts, rest, tolerance, strict=True))
-    ][:_MAX_COPIES]
-    for size in range(1, min(_MAX_SUBSET, len(fitting), len(cell.lines) - 1) + 1):
+    ]
+    for number, counts in fitting:
+        if len(cell.lines) > 1 and _is_zero(_minus(rest, counts), tolerance):
+            return [Surplus(cell, number, counts)]
+    fitting = fitting[:_MAX_COPIES]
+    for size in range(2, min(_MAX_SUBSET, len(fitting), len(cell.lines) - 1) + 1):
         for chosen in combinations(fitting, size):
             if _is_zero(_minus(rest, _sum(counts for _, counts in chosen)), tolerance):
                 return [Surplus(cell, number, counts) for number, counts in chosen]

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from ledger.core.errors import InvalidError
 from ledger.core.price_books import PriceBook
 from ledger.cost.invoices import KINDS, Invoice, Line
-from ledger.cost.matching import Cell, Doubled, Finding, Moved, Short, Surplus, explain
+from ledger.cost.matching import Cell, Doubled, Finding, Moved, Short, Surplus, Vector, Wrong, explain
 from ledger.cost.pricing import Names, Prices
 from ledger.cost.usage import QUARTER_US, LoggedUsage
 
@@ -40,6 +40,8 @@ _DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COST = "cost_nano"
 _PER_RATE = 1_000_000
+_MAX_NAMED = 20
+"""Lines that a difference names; among more, none is the wrong one."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,14 @@ def reconcile(
         {model: {each.region for each in rows} for model, rows in used.items()},
     )
     told_at_all = _kinds(lines)
+    groups_at_all = _groups(told_at_all, lines)
     work = _Work(invoice, prices, zone, tolerance_nano)
     for model in sorted(by_model.keys() | used.keys()):
-        kinds = _kinds(by_model.get(model, ())) or told_at_all
-        work.model(model, by_model.get(model, []), used.get(model, []), kinds, period)
+        ours = by_model.get(model, [])
+        # A model without any line would have had such as the others have.
+        kinds = _kinds(ours) if ours else told_at_all
+        groups = _groups(kinds, ours) if ours else groups_at_all
+        work.model(model, ours, used.get(model, []), kinds, groups, period)
     work.across_models()
     order = list(CLASSES)
     differences = sorted(
@@ -226,9 +232,10 @@ class _Work:
         lines: list[Line],
         usage: list[LoggedUsage],
         kinds: tuple[str, ...],
+        groups: list[tuple[str, ...]],
         period: tuple[int, int],
     ) -> None:
-        """Compare one model's lines with its usage."""
+        """Compare one model's lines with its usage; ``groups`` are kinds that lines tell together."""
         self._lines |= {line.number: line for line in lines}
         periods = self._periods(lines, usage, period)
         placed: dict[tuple[int, int], list[Line]] = {each: [] for each in periods}
@@ -237,7 +244,7 @@ class _Work:
         used = {each: _within(usage, each) for each in periods}
         wrong: set[tuple[int, int]] = set()
         if kinds:
-            for group in _groups(kinds, lines):
+            for group in groups:
                 wrong |= self._quantities(model, group, kinds, placed, used)
             for cell in periods:
                 self._amounts(model, cell, placed[cell], used[cell], exact=cell not in wrong)
@@ -301,6 +308,7 @@ class _Work:
     ) -> set[tuple[int, int]]:
         """Compare the kinds of ``group``, which lines tell together; return the periods that differ."""
         cells = []
+        slack: dict[tuple[int, int], Vector] = {}
         for period, lines in placed.items():
             logged = tuple(sum(each.count(kind, kinds) for each in used[period]) for kind in group)
             cell = Cell(period, logged)
@@ -308,18 +316,18 @@ class _Work:
                 told = _counts(line, group)
                 if any(told):
                     cell.lines.append((line.number, replace(line, number=0), told))
-            slack = tuple(sum(each.estimated(kind, kinds) for each in used[period]) for kind in group)
-            rest = [abs(b - a) for a, b in zip(cell.billed, logged, strict=True)]
-            if any(rest) and cell.lines and all(r <= s // 2 for r, s in zip(rest, slack, strict=True)):
-                self.estimated.append((model, *period))
-                continue
+            slack[period] = tuple(sum(each.estimated(kind, kinds) for each in used[period]) for kind in group)
             cells.append(cell)
         tolerances = [
             self._quantity_tolerance * max(1, max((len(cell.lines) for cell in cells), default=1))
             for _ in group
         ]
         found = explain(cells, tuple(tolerances))
-        for each in found:
+        for each in list(found):
+            if isinstance(each, Wrong) and _is_estimate(each.cell, slack[each.cell.period]):
+                self.estimated.append((model, *each.cell.period))
+                found.remove(each)
+                continue
             self._add(model, group, each)
             if isinstance(each, Moved):
                 self._homes[each.number] = each.home.period
@@ -358,7 +366,7 @@ class _Work:
             differing = [kind for kind, each in zip(group, rest, strict=True) if each]
             made = replace(
                 made,
-                lines=numbers,
+                lines=numbers if len(numbers) <= _MAX_NAMED else (),
                 billed={kind: told[kind] for kind in differing},
                 logged={kind: logged[kind] for kind in differing},
                 amount_nano=amount,
@@ -542,6 +550,12 @@ def _counts(line: Line, group: tuple[str, ...]) -> tuple[int, ...]:
     if "input" in group:
         told["input"] = told.get("input", 0) + told.get("cache_write", 0)
     return tuple(told.get(kind, 0) for kind in group)
+
+
+def _is_estimate(cell: Cell, estimated: Vector) -> bool:
+    """Whether a cell differs by no more than half of its estimated counts."""
+    rest = zip(cell.billed, cell.logged, estimated, strict=True)
+    return all(abs(billed - logged) <= unsure // 2 for billed, logged, unsure in rest)
 
 
 def _groups(kinds: tuple[str, ...], lines: Iterable[Line]) -> list[tuple[str, ...]]:

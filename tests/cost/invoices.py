@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -18,6 +19,7 @@ FIRST_DAY = date(2026, 10, 23)  # summer time ends in Europe two days later
 ZONES = ("UTC", "America/Los_Angeles", "Asia/Kolkata", "Europe/Paris")
 LONG = 200_000
 KINDS = ("input", "cached_input", "output")
+_KEYS = itertools.count()
 
 
 def us(when: datetime) -> int:
@@ -62,6 +64,7 @@ class Row:
     tier: str | None
     amount: Decimal
     line: int = 0
+    key: int = field(default_factory=lambda: next(_KEYS))
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Seeded:
     model: str
     day: date
     rows: tuple[int, ...] = ()
-    """Ids of the rows (``id``), whose lines must be named."""
+    """Keys of the rows whose lines must be named."""
     belongs: date | None = None
     kinds: frozenset[str] = frozenset()
 
@@ -212,24 +215,24 @@ def _rounded(amount: Decimal, places: int) -> Decimal:
 def seed_errors(case: Case, chance: Random, most: int) -> None:
     """Put errors into the invoice, each into a cell (model, day, and kind if lines tell one) of its own."""
     used: set[tuple[str, date, str]] = set()
-    plain = {id(row): (_model(row.model), row.day) for row in case.rows}
+    plain = {row.key for row in case.rows}
     for _ in range(chance.randrange(1, most + 1)):
-        free = [row for row in case.rows if id(row) in plain and not _keys(case, row) & used]
+        free = [row for row in case.rows if row.key in plain and not _keys(case, row) & used]
         if not free:
             return
         row = chance.choice(free)
         model = _model(row.model)
         mates = [each for each in case.rows if _keys(case, each) & _keys(case, row)]
         what = chance.choice(["missing", "double", "wrong-rate", "wrong-day", "wrong-quantity", "unlogged"])
-        seeded = Seeded(frozenset({what}), model, row.day, (id(row),), kinds=frozenset(row.counts))
+        seeded = Seeded(frozenset({what}), model, row.day, (row.key,), kinds=frozenset(row.counts))
         if what == "missing":
             case.rows.remove(row)
             both = frozenset({"missing", "wrong-quantity"})
             seeded = replace(seeded, rows=(), what=seeded.what if len(mates) == 1 else both)
         elif what == "double":
-            copy = replace(row)
+            copy = replace(row, key=next(_KEYS))
             case.rows.insert(chance.randrange(len(case.rows) + 1), copy)
-            seeded = replace(seeded, rows=(id(row), id(copy)))
+            seeded = replace(seeded, rows=(row.key, copy.key))
         elif what == "wrong-rate":
             step = Decimal(1).scaleb(-case.places)
             row.amount += chance.choice([1, -1]) * max(_rounded(row.amount / 5, case.places), 3 * step)
@@ -262,7 +265,7 @@ def seed_errors(case: Case, chance: Random, most: int) -> None:
             if stranger.model == row.model:
                 stranger.amount = _rounded(_line_amount(case, stranger), case.places)
             case.rows.append(stranger)
-            seeded = replace(seeded, model=_model(stranger.model), rows=(id(stranger),))
+            seeded = replace(seeded, model=_model(stranger.model), rows=(stranger.key,))
         case.seeded.append(seeded)
         used |= _keys(case, row)
 

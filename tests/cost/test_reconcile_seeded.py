@@ -41,7 +41,7 @@ def test_all_seeded_errors_are_found_and_no_other(seed: int) -> None:
     if not case.rows:
         return
     result = reconciled(case)
-    lines = {id(row): row.line for row in case.rows}
+    lines = {row.key: row.line for row in case.rows}
     left = list(result.differences)
     for each in case.seeded:
         named = {lines[row] for row in each.rows}
