@@ -15,12 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from sqlalchemy.engine import make_url
 
 __all__ = ["Postgres", "database_name", "divert", "diverted_url", "running_postgres"]
 
 _STARTED: list[Postgres] = []
+
+
+def _connect(uri: str) -> Any:
+    import psycopg  # absent where engines are tested, whose tests use SQLite
+
+    return psycopg.connect(uri, autocommit=True)
 
 
 class Postgres:
@@ -75,7 +80,7 @@ class Postgres:
 
     def execute(self, sql: str) -> None:
         """Run a command as its administrator."""
-        with psycopg.connect(self.uri, autocommit=True) as connection:
+        with _connect(self.uri) as connection:
             connection.execute(sql)  # type: ignore[arg-type]
 
     def configure(self, setting: str, value: str) -> None:
@@ -83,7 +88,7 @@ class Postgres:
         self.execute(f"ALTER SYSTEM SET {setting} = {value}")
         self.execute("SELECT pg_reload_conf()")
         for _ in range(500):
-            with psycopg.connect(self.uri, autocommit=True) as connection:
+            with _connect(self.uri) as connection:
                 found = connection.execute(f"SHOW {setting}").fetchone()  # type: ignore[arg-type]
             if found == (value,):
                 return
@@ -163,7 +168,7 @@ def diverted_url(path: Path) -> str:
     marker = path.with_name(f".{path.name}.url")
     if not marker.exists():
         name = f"t_{secrets.token_hex(6)}"
-        with psycopg.connect(os.environ[_URI], autocommit=True) as connection:
+        with _connect(os.environ[_URI]) as connection:
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{os.environ[_TEMPLATE]}"')  # type: ignore[arg-type]
         marker.write_text(_url(os.environ[_URI], name))
     return marker.read_text()
