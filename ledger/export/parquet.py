@@ -197,6 +197,7 @@ def export_parquet(
                 progress,
             )
             run.write()
+            _check_nothing_was_erased(opened, target)
             now_us = time.time_ns() // 1000
             manifest = run.finish(now_us if created_us is None else created_us, log_key, scope)
             _sync(work.export)
@@ -247,6 +248,17 @@ def _begin(work: Work, base: Base | None, source: Source, scope: Scope) -> State
     if state is not None:
         return state
     return State(origin=source.checkpoint.origin, scope=scope, base=digest, known_size=size, next_leaf=first)
+
+
+def _check_nothing_was_erased(source: Source, target: Path) -> None:
+    """Refuse what was read partly before and partly after an erasure, which this checkpoint does not know."""
+    if source.erased_since(source.checkpoint.size):
+        raise RefusedError(
+            "records were erased while it was made",
+            where=str(target),
+            remedy="run it again",
+            code="export-erased",
+        )
 
 
 def _summary(target: Path, manifest: Manifest, added: int, source: Source) -> ExportSummary:

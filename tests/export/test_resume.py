@@ -23,12 +23,13 @@ from ledger.core.export_layout import MANIFEST_FILE
 from ledger.core.keys import generate_key
 from ledger.core.note import format_vkey
 from ledger.core.records import record_hash
-from ledger.core.statements import Correction, Erasure
+from ledger.core.statements import Correction
 from ledger.export import incremental, parquet
 from ledger.export.parquet import export_parquet
 from ledger.keyfiles import save_private_key
 from ledger.store import migrate, open_store
 from ledger.store.append import create_log, log_verifier_key
+from ledger.store.erasure import Wanted, erase
 from tests.build import ORIGIN, START_US
 from tests.export.conftest import DAY_US, Ledger
 from tests.export.growing import BATCH, grow, growing_ledger, resume
@@ -345,17 +346,35 @@ def test_what_was_erased_since_is_not_signed_again(
 
     with pytest.raises(Stop):
         resume(ledger, tmp_path / "y", progress=interrupt)
-    issuer = ledger.issuers["gpu-7.example.com/llama"]
-    erased = Erasure(statement="ab" * 32, positions=(0,), rule="a request", **issuer.chain())
-    try:
-        ledger.log(issuer.sign(erased))
-    except TallystickError as error:
-        pytest.skip(f"the service takes no erasure statements yet: {error.code}")
+    wanted = Wanted(ids=(ledger.records[3][3].id, ledger.records[BATCH][3].id))
+    assert erase(ledger.store, ledger.sequencer, wanted, "a request").records == 2
     with pytest.raises(RefusedError, match="erased"):
         resume(ledger, tmp_path / "x")
     seen: list[int] = []
-    resume(ledger, tmp_path / "y", progress=lambda done, _: seen.append(done))
-    assert seen[0] == 1
+    summary = resume(ledger, tmp_path / "y", progress=lambda done, _: seen.append(done))
+    assert seen[0] == 1  # the finished segments are not taken over
+    assert summary.records == 238
+    check_sound(ledger, tmp_path / "y")
+    assert {row["id"] for row in rows_of(tmp_path / "y")}.isdisjoint(wanted.ids)
+    grow(ledger, 1)
+    assert resume(ledger, tmp_path / "y").records == 258
+    check_sound(ledger, tmp_path / "y")
+
+
+def test_an_erasure_amid_an_export_ends_it(ledger: Ledger, tmp_path: Path) -> None:
+    wanted = Wanted(ids=(ledger.records[0][3].id,))
+
+    def erase_amid(done: int, size: int) -> None:
+        if done == size - 2:
+            erase(ledger.store, ledger.sequencer, wanted, "a request")
+
+    for options in ({}, {"resume": False}):
+        target = tmp_path / f"x{len(options)}"
+        with pytest.raises(RefusedError, match="erased while"):
+            resume(ledger, target, progress=erase_amid, **options)
+        wanted = Wanted(ids=(ledger.records[-1][3].id,))
+        assert resume(ledger, target, **options).records < 240
+        check_sound(ledger, target)
 
 
 def test_a_manifest_of_another_key_is_refused(ledger: Ledger, tmp_path: Path) -> None:
