@@ -212,3 +212,27 @@ def test_evaluations_are_in_the_export_to_the_digit(made: Made) -> None:
     ]
     assert [(e, m, v, s) for e, _, _, m, v, s, _ in found] == said
     assert [row[6] for row in found].count(False) == 1
+
+
+def test_reports_say_what_was_first_logged(made: Made) -> None:
+    from ledger.export.reports import figures as fig
+
+    (row,) = ask(made.folder, Question())
+    energy = fig.total(row, fig.ENERGY_KWH)
+    logged = sum(r.energy.energy_uj for _, r in made.records if r.energy is not UNSET)
+    assert energy.coverage == f"with corrections; {logged / 3.6e12:.6f} as first logged"
+    water = fig.total(row, fig.WATER_L)  # stated by a correction alone
+    assert (
+        water.coverage
+        == f"1 of {len(made.records)} records state it; with corrections; 0.000000 as first logged"
+    )
+    per = fig.per(row, fig.ENERGY_KWH, "J", 10**6, by="tokens")
+    assert per.coverage == "with corrections: 2 records are restated"
+    rows = ask(made.folder, Question(by=("model",)))
+    parts = [fig.sum_of([each], fig.CARBON_KG) for each in rows]
+    assert parts[0] is not None
+    assert parts[1] is not None
+    both = parts[0] + parts[1]
+    assert both.logged == Fraction(sum(r.carbon_ng for _, r in made.records), 10**12)  # type: ignore[misc]
+    (plain,) = ask(made.folder, Question(corrected=False))
+    assert fig.total(plain, fig.ENERGY_KWH).coverage is UNSET

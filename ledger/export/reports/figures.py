@@ -100,21 +100,27 @@ WATER_M3 = _thousand(WATER_L, "m3")
 
 @dataclass(frozen=True)
 class Sum:
-    """An exact total in a report's unit, of ``having`` out of ``records`` records."""
+    """An exact total in a report's unit, of ``having`` out of ``records`` records.
+
+    ``logged`` is what it was as first logged, where corrections changed it.
+    """
 
     value: Fraction
     low: Fraction
     high: Fraction
     having: int
     records: int
+    logged: Fraction | None = None
 
     def __add__(self, other: Sum) -> Sum:
+        before = [each.value if each.logged is None else each.logged for each in (self, other)]
         return Sum(
             self.value + other.value,
             self.low + other.low,
             self.high + other.high,
             self.having + other.having,
             self.records + other.records,
+            None if self.logged is other.logged is None else sum(before, Fraction(0)),
         )
 
 
@@ -133,7 +139,17 @@ def sum_of(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Sum | None:
         high=over(quantity.high),
         having=sum(row[f"{quantity.column}_records"] for row in stating),
         records=sum(row["records"] for row in rows),
+        logged=_logged(stating, quantity),
     )
+
+
+def _logged(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Fraction | None:
+    """The total before corrections; None if they did not change it."""
+    column = quantity.column
+    if not any(column in row.get("as_logged", {}) for row in rows):
+        return None
+    before = (row["as_logged"][column] if column in row.get("as_logged", {}) else row[column] for row in rows)
+    return Fraction(sum(value or 0 for value in before), quantity.divisor)
 
 
 def derived(
@@ -158,22 +174,28 @@ def derived(
         value=decimal(found.value, places),
         low=decimal(found.low, places) if ranged else UNSET,
         high=decimal(found.high, places) if ranged else UNSET,
-        coverage=_covered(found),
+        coverage=_covered(found, places),
         derivation=derivation,
         reference=reference,
     )
 
 
-def _covered(found: Sum) -> str | UnsetType:
-    if found.having == found.records:
-        return UNSET
-    return f"{found.having:,} of {found.records:,} records state it"
+def _covered(found: Sum, places: int) -> str | UnsetType:
+    parts = []
+    if found.having != found.records:
+        parts.append(f"{found.having:,} of {found.records:,} records state it")
+    if found.logged is not None:
+        parts.append(f"with corrections; {decimal(found.logged, places)} as first logged")
+    return "; ".join(parts) or UNSET
 
 
 def coverage_of(row: Mapping[str, Any], column: str) -> str | UnsetType:
-    """``n of m records``, where not all records have ``column``; absent where all do."""
+    """``n of m records``, where not all records have ``column``, and whether some are restated."""
     having, records = row.get(f"{column}_records", 0), row["records"]
-    return UNSET if having == records else f"{having:,} of {records:,} records state it"
+    parts = [] if having == records else [f"{having:,} of {records:,} records state it"]
+    if column in row.get("as_logged", {}):
+        parts.append(f"with corrections: {row['corrected_records']:,} records are restated")
+    return "; ".join(parts) or UNSET
 
 
 def total(
