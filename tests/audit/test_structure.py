@@ -16,8 +16,9 @@ from ledger.core import statements as st
 from ledger.core.checkpoint import Checkpoint, sign_checkpoint
 from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.keys import generate_key
+from ledger.core.records import document_digest
 from tests.audit.conftest import Log, Writer
-from tests.build import Issuer, make_deployment, make_records
+from tests.build import Issuer, make_deployment, make_price_book, make_records
 
 Tampered = Callable[..., AuditReport]
 
@@ -73,7 +74,10 @@ def test_an_emptied_table_is_noticed(table: str, tampered: Tampered) -> None:
         ),
         ("INSERT INTO checkpoint SELECT -5, note FROM checkpoint WHERE size = 1", "checkpoint[size=-5]"),
         ("INSERT INTO log_head SELECT 2, origin, size, root, checkpoint FROM log_head", "log_head[id=2]"),
-        ("INSERT INTO api_key VALUES ('x', x'00', 'admin', 'mine', 1, NULL, zeroblob(32), NULL)", "api_key[id=x]"),
+        (
+            "INSERT INTO api_key VALUES ('x', x'00', 'admin', 'mine', 1, NULL, zeroblob(32), NULL)",
+            "api_key[id=x]",
+        ),
         (
             "INSERT INTO statement SELECT 1000, x'00', kind, 'z', 1, entry, tree_size, registered_s, "
             "receipt_signature, record_count, first_us, last_us, records_sha256, records "
@@ -266,6 +270,18 @@ def test_a_batch_without_its_deployment(lenient: Lenient) -> None:
     lenient.off("ledger.store._accept._check_documents")
     lenient.writer.log(lenient.issuer.batch(make_records(2, make_deployment())))
     assert codes(lenient.report()) == {"unknown-document"}
+
+
+@pytest.mark.parametrize(("version", "wrong"), [("1", set()), ("2", {"unknown-document"})])
+def test_a_batch_and_its_price_book(lenient: Lenient, version: str, wrong: set[str]) -> None:
+    deployment = make_deployment()
+    lenient.writer.log(
+        lenient.issuer.deployment(deployment), lenient.issuer.prices(make_price_book(version="1"))
+    )
+    lenient.off("ledger.store._accept._check_documents")
+    named = document_digest(make_price_book(version=version))
+    lenient.writer.log(lenient.issuer.batch(make_records(1, deployment), prices=(named,)))
+    assert codes(lenient.report()) == wrong
 
 
 def test_a_batch_whose_statement_says_other_than_its_records(lenient: Lenient) -> None:
