@@ -564,4 +564,29 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "There are too few whole periods to tell how far off a forecast would be.",
         "Wait until there are as many as the message says, or forecast fewer periods.",
     ),
+    (
+        "bad-monitor-state", 500, "Monitor's memory not usable",
+        "What a monitor remembers of a log is damaged, or is about another log.",
+        "Restore it from a backup: without it, a fork of what was seen before would pass.",
+    ),
+    (
+        "not-confirmed", 409, "Not confirmed",
+        "What was asked for cannot be undone, and it was not said that it is meant.",
+        "Read what the command does, then say `--yes`.",
+    ),
+    (
+        "key-device", 503, "Key device does not answer",
+        "The token that holds the key does not sign, or its library cannot be used.",
+        "See that the device is connected, and that the PKCS #11 library works.",
+    ),
+    (
+        "stale", 503, "Nothing new for long",
+        "The log did not grow, or was not cosigned, for longer than the monitor was told to accept.",
+        "Ask the log's operator; compare with what others are shown.",
+    ),
+    (
+        "bad-entries", 422, "Entries cannot be read",
+        "An entry bundle of the log does not have the form of C2SP tlog-tiles.",
+        "Keep it, and ask the log's operator.",
+    ),
 )  # fmt: skip
