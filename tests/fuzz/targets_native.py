@@ -67,6 +67,7 @@ def check_lines(data: bytes) -> Any:
     facts = native.parsing.batch_facts(data)
     lines = native.parsing.record_lines(data)
     single = native.parsing.is_record(data[:-1])
+    assert (native.parsing.record_columns(data) is None) == (lines is None), "two parsers disagree"
     with _python():
         try:
             read, found = records.decode_record_lines(data), batches._read(data, "x")
