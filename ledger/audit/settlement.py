@@ -90,10 +90,10 @@ class Settled:
         opened: records whose request id can be matched.
     """
 
-    header: form.Header | None
+    header: form.SettlementHeader | None
     checkpoint: Checkpoint | None
     batches: tuple[SettledBatch, ...]
-    totals: tuple[form.TotalLine, ...]
+    totals: tuple[form.SettlementTotal, ...]
     records: int
     corrected_records: int
     opened: int
@@ -178,7 +178,7 @@ class _Check:
         self._findings = Findings(_MAX_MESSAGES)
         self._digests = form.Digests()
         self._sums = form.Sums()
-        self._header: form.Header | None = None
+        self._header: form.SettlementHeader | None = None
         self._checkpoint: Checkpoint | None = None
         self._keys: dict[tuple[str, bytes], PublicKey] = {}
         self._used: set[tuple[str, str]] = set()
@@ -186,11 +186,11 @@ class _Check:
         self._factors: set[str] = set()
         self._batches: dict[int, SettledBatch] = {}
         self._corrections: dict[tuple[str, str, str], list[tuple[int, Correction]]] = {}
-        self._totals: list[form.TotalLine] = []
+        self._totals: list[form.SettlementTotal] = []
         self._ids: set[str] = set()
         self._last: tuple[int, int] = (-1, -1)
         self._last_leaf = -1
-        self._sealed: form.Contents | None = None
+        self._sealed: form.SettlementContents | None = None
         self._part = 0
         self._part_damaged = False
         self._corrected = self._opened = 0
@@ -250,18 +250,18 @@ class _Check:
             raise CorruptError(f"a {part} line is out of its place", code="bad-settlement")
         self._part = at
         match line:
-            case form.Header():
+            case form.SettlementHeader():
                 self._take_header(line)
-            case form.LeafLine():
+            case form.SettlementLeaf():
                 self._leaf(line)
-            case form.RecordLine():
+            case form.SettlementRecord():
                 self._record(line)
-            case form.TotalLine():
+            case form.SettlementTotal():
                 if len(self._totals) == form.MAX_TOTALS:
                     raise InvalidError("there are too many totals", code="too-large")
                 self._totals.append(line)
 
-    def _take_header(self, line: form.Header) -> None:
+    def _take_header(self, line: form.SettlementHeader) -> None:
         self._header = line
         if line.origin != self._origin:
             raise CorruptError(f"is about the log {line.origin!r}, not {self._origin!r}", code="other-log")
@@ -273,7 +273,7 @@ class _Check:
 
     # --- statements ---
 
-    def _leaf(self, line: form.LeafLine) -> None:
+    def _leaf(self, line: form.SettlementLeaf) -> None:
         if len(self._batches) + len(self._models) + len(self._keys) > form.MAX_LEAVES:
             raise InvalidError("there are too many statements", code="too-large")
         place = f"leaf {line.leaf_index}"
@@ -306,7 +306,7 @@ class _Check:
                     f"a {statement.kind} statement does not belong here", where=place, code="bad-settlement"
                 )
 
-    def _included(self, line: form.LeafLine, statement: SignedStatement, place: str) -> None:
+    def _included(self, line: form.SettlementLeaf, statement: SignedStatement, place: str) -> None:
         if self._checkpoint is None:
             raise CorruptError(
                 "there is no checkpoint to prove it against", where=place, code="bad-settlement"
@@ -344,7 +344,7 @@ class _Check:
         verify_statement(statement, key, where=place)
         self._used.add((statement.issuer, statement.kid.hex()))
 
-    def _batch(self, line: form.LeafLine, statement: SignedStatement, place: str) -> None:
+    def _batch(self, line: form.SettlementLeaf, statement: SignedStatement, place: str) -> None:
         assert line.receipt is not UNSET  # noqa: S101 - seen by the caller
         self._batches[line.leaf_index] = SettledBatch(statement, line.leaf_index, line.receipt)
         receipt = decode_receipt(line.receipt, where=f"{place} receipt")
@@ -366,7 +366,7 @@ class _Check:
 
     # --- records ---
 
-    def _record(self, line: form.RecordLine) -> None:
+    def _record(self, line: form.SettlementRecord) -> None:
         data = bytes(line.record)
         record = decode_record(data)
         place = f"record {record.id}"
@@ -477,13 +477,13 @@ class _Check:
                 )
 
 
-def _differing(line: form.TotalLine, right: form.TotalLine) -> Iterator[str]:
-    for name in form.TotalLine.__struct_fields__:
+def _differing(line: form.SettlementTotal, right: form.SettlementTotal) -> Iterator[str]:
+    for name in form.SettlementTotal.__struct_fields__:
         if getattr(line, name) != getattr(right, name):
             yield name
 
 
-def _shown(line: form.TotalLine, name: str) -> str:
+def _shown(line: form.SettlementTotal, name: str) -> str:
     value = getattr(line, name)
     return "absent" if value is UNSET else msgspec.json.encode(value).decode()[:300]
 

@@ -39,18 +39,18 @@ __all__ = [
     "MAX_RECORDS",
     "MAX_TOTALS",
     "PARTS",
-    "Contents",
     "Digests",
-    "Header",
-    "LeafLine",
     "Line",
-    "NamedKey",
-    "Part",
-    "RecordLine",
     "Seal",
+    "SettledFigures",
+    "SettlementContents",
+    "SettlementHeader",
+    "SettlementKey",
+    "SettlementLeaf",
+    "SettlementPart",
+    "SettlementRecord",
+    "SettlementTotal",
     "Sums",
-    "TotalLine",
-    "Totals",
     "decode_line",
     "encode_line",
     "open_seal",
@@ -77,14 +77,14 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A line; ``line`` says which."""
 
 
-class NamedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SettlementKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An issuer and the thumbprint of a key that signed statements of the bundle."""
 
     issuer: Annotated[str, Meta(min_length=1, max_length=255)]
     kid: Hex32
 
 
-class Header(_Line, frozen=True, tag="header"):
+class SettlementHeader(_Line, frozen=True, tag="header"):
     """What the bundle is about. ``checkpoint`` is the signed note, ``log_key`` the verifier key.
 
     Records have ``from_us <= started_us < to_us``; an absent end is open.
@@ -94,13 +94,13 @@ class Header(_Line, frozen=True, tag="header"):
     log_key: Annotated[str, Meta(min_length=1, max_length=8192)]
     checkpoint: Annotated[str, Meta(min_length=1, max_length=MAX_LINE_BYTES)]
     tenant: Pseudonym
-    issuers: Annotated[tuple[NamedKey, ...], Meta(max_length=1000)]
+    issuers: Annotated[tuple[SettlementKey, ...], Meta(max_length=1000)]
     software: Annotated[str, Meta(min_length=1, max_length=255)]
     from_us: TimeUs | UnsetType = UNSET
     to_us: TimeUs | UnsetType = UNSET
 
 
-class LeafLine(_Line, frozen=True, tag="leaf"):
+class SettlementLeaf(_Line, frozen=True, tag="leaf"):
     """A statement of the log. ``receipt`` is there for batches: what an acknowledgement names."""
 
     entry: bytes
@@ -109,7 +109,7 @@ class LeafLine(_Line, frozen=True, tag="leaf"):
     receipt: bytes | UnsetType = UNSET
 
 
-class RecordLine(_Line, frozen=True, tag="record"):
+class SettlementRecord(_Line, frozen=True, tag="record"):
     """A record: the very bytes, as JSON in JSON. ``request_salt`` opens ``request`` for who knows the id."""
 
     leaf_index: Amount
@@ -119,7 +119,7 @@ class RecordLine(_Line, frozen=True, tag="record"):
     request_salt: Hex32 | UnsetType = UNSET
 
 
-class Totals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SettledFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sums of figures that corrections can restate; one is absent if no record states it.
 
     ``*_records`` count the records that state it. ``cost_nano`` is by currency.
@@ -141,7 +141,7 @@ class Totals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cost_records: int | UnsetType = UNSET
 
 
-class TotalLine(_Line, frozen=True, tag="total"):
+class SettlementTotal(_Line, frozen=True, tag="total"):
     """Sums over the records that started on one UTC day with one model.
 
     ``figures`` have corrections in place; ``as_logged`` is there if that changed anything.
@@ -153,39 +153,39 @@ class TotalLine(_Line, frozen=True, tag="total"):
     corrected_records: int
     input_tokens: int
     output_tokens: int
-    figures: Totals
+    figures: SettledFigures
     cached_input_tokens: int | UnsetType = UNSET
     reasoning_tokens: int | UnsetType = UNSET
-    as_logged: Totals | UnsetType = UNSET
+    as_logged: SettledFigures | UnsetType = UNSET
 
 
 class Seal(_Line, frozen=True, tag="seal"):
-    """The log's signature over ``Contents``, as a COSE_Sign1 that carries them."""
+    """The log's signature over ``SettlementContents``, as a COSE_Sign1 that carries them."""
 
     seal: bytes
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SettlementPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One part: its number of lines and the SHA-256 of their bytes."""
 
     lines: Amount
     sha256: Hex32
 
 
-class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SettlementContents(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the seal signs."""
 
     format: Literal["tallystick-settlement"] = "tallystick-settlement"
     version: Literal[1] = 1
-    header: Part
-    leaf: Part
-    record: Part
-    total: Part
+    header: SettlementPart
+    leaf: SettlementPart
+    record: SettlementPart
+    total: SettlementPart
 
 
-Line: TypeAlias = Header | LeafLine | RecordLine | TotalLine | Seal
+Line: TypeAlias = SettlementHeader | SettlementLeaf | SettlementRecord | SettlementTotal | Seal
 _lines: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
-_contents = msgspec.json.Decoder(Contents)
+_contents = msgspec.json.Decoder(SettlementContents)
 _UNDERSTOOD = frozenset({cose.ALG, cose.CONTENT_TYPE, cose.KID, cose.CWT_CLAIMS})
 
 
@@ -205,7 +205,7 @@ def decode_line(data: bytes, *, where: str) -> Line:
     return decode_canonical(data, _lines, where=where)
 
 
-def seal(contents: Contents, origin: str, key: Signer) -> Seal:
+def seal(contents: SettlementContents, origin: str, key: Signer) -> Seal:
     """Sign the contents with the log's key."""
     header = {
         cose.CONTENT_TYPE: CONTENT_TYPE,
@@ -214,7 +214,7 @@ def seal(contents: Contents, origin: str, key: Signer) -> Seal:
     return Seal(seal=cose.encode_sign1(cose.sign1(header, encode_canonical(contents), key)))
 
 
-def open_seal(line: Seal, origin: str, keys: Mapping[bytes, PublicKey], *, where: str) -> Contents:
+def open_seal(line: Seal, origin: str, keys: Mapping[bytes, PublicKey], *, where: str) -> SettlementContents:
     """What the log signed with one of its ``keys``, by thumbprint.
 
     Raises:
@@ -279,12 +279,12 @@ class Sums:
         _add_figures(row["figures"], restated.record)
         _add_figures(row["as_logged"], logged)
 
-    def lines(self) -> Iterable[TotalLine]:
+    def lines(self) -> Iterable[SettlementTotal]:
         """The totals, by day and model."""
         for (day, model), row in sorted(self._rows.items()):
-            figures, as_logged = Totals(**row["figures"]), Totals(**row["as_logged"])
+            figures, as_logged = SettledFigures(**row["figures"]), SettledFigures(**row["as_logged"])
             plain = {name: value for name, value in row.items() if name not in ("figures", "as_logged")}
-            yield TotalLine(
+            yield SettlementTotal(
                 day=day,
                 model=model,
                 figures=figures,
@@ -327,9 +327,10 @@ class Digests:
         self._hashes[part].update(line)
         self._lines[part] += 1
 
-    def contents(self) -> Contents:
+    def contents(self) -> SettlementContents:
         """What a seal must sign."""
         parts: dict[str, Any] = {
-            part: Part(lines=self._lines[part], sha256=self._hashes[part].hexdigest()) for part in PARTS
+            part: SettlementPart(lines=self._lines[part], sha256=self._hashes[part].hexdigest())
+            for part in PARTS
         }
-        return Contents(**parts)
+        return SettlementContents(**parts)

@@ -128,13 +128,13 @@ def _assemble(
 ) -> None:
     origin = made.source.checkpoint.origin
     header = form.encode_line(
-        form.Header(
+        form.SettlementHeader(
             origin=origin,
             log_key=format_vkey(log_verifier_key(origin, log_key.public)),
             checkpoint=made.source.note,
             tenant=made.tenant,
             issuers=tuple(
-                form.NamedKey(issuer=issuer, kid=kid.hex()) for issuer, kid in sorted(made.signers)
+                form.SettlementKey(issuer=issuer, kid=kid.hex()) for issuer, kid in sorted(made.signers)
             ),
             software=f"tallystick {ledger.__version__}",
             from_us=UNSET if from_us is None else from_us,
@@ -237,7 +237,7 @@ class _Making:
             salt = self._request_salt(issuer, record)
             self.opened += salt is not None
         written = form.encode_line(
-            form.RecordLine(
+            form.SettlementRecord(
                 leaf_index=index,
                 position=position,
                 path=tuple(each.hex() for each in path),
@@ -281,7 +281,7 @@ class _Making:
             statement = queries.statement(connection, index)
             given = queries.receipt(connection, index) if receipt else UNSET
         line = form.encode_line(
-            form.LeafLine(
+            form.SettlementLeaf(
                 entry=statement.entry,
                 leaf_index=index,
                 path=tuple(each.hex() for each in self.source.tiles.inclusion_path(index)),

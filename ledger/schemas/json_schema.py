@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ledger.core import export_layout, price_books, records, statements
+from ledger.core import export_layout, price_books, records, settlement, statements
 from ledger.export.reports import document, inputs
 from ledger.schemas.descriptions import FIELDS
 
@@ -42,6 +42,23 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "report-inputs.schema.json": (
         inputs.InputsFile,
         "At most 1 MiB. The names are those that a report asks for.",
+    ),
+    **{
+        f"settlement/{name}.schema.json": (
+            line,
+            "A line of a settlement bundle, whose first line is `tallystick-settlement/1`.",
+        )
+        for name, line in (
+            ("header", settlement.SettlementHeader),
+            ("leaf", settlement.SettlementLeaf),
+            ("record", settlement.SettlementRecord),
+            ("total", settlement.SettlementTotal),
+            ("seal", settlement.Seal),
+        )
+    },
+    "settlement/contents.schema.json": (
+        settlement.SettlementContents,
+        "The payload of the COSE_Sign1 in a settlement's seal. A part is its lines with their newlines.",
     ),
     **{
         f"statements/{kind.__struct_config__.tag}.schema.json": (

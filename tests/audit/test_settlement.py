@@ -292,3 +292,22 @@ def test_foreign_bytes_are_no_bundle(tmp_path_factory: pytest.TempPathFactory, d
         path.write_bytes(content)
         found = verify_settlement(path, [log_verifier_key(ORIGIN, generate_key().public)])
         assert found.findings.kept
+
+
+def test_each_line_is_as_the_published_schemas_say(made: Made, tmp_path: Path) -> None:
+    import json
+
+    import jsonschema
+
+    schemas = Path(__file__).parents[2] / "schemas"
+    record = jsonschema.Draft202012Validator(json.loads((schemas / "record.schema.json").read_bytes()))
+    seen = set()
+    lines = bundle(made, tmp_path / "b", request_salt=salts).read_bytes().splitlines()[1:]
+    for line in lines:
+        value = json.loads(line)
+        seen.add(value["line"])
+        schema = json.loads((schemas / "settlement" / f"{value['line']}.schema.json").read_bytes())
+        jsonschema.Draft202012Validator(schema).validate(value)
+        if value["line"] == "record":
+            record.validate(value["record"])
+    assert seen == {*form.PARTS, "seal"}
