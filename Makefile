@@ -28,6 +28,8 @@ SAMPLE_RECORDS ?= 2000000
 REPORTS_DIR ?= sample-reports
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
+CONTRACT_EXAMPLES ?= 60
+AUDIT_OPTIONS ?=
 FAULT_MINUTES ?= 1
 
 # The newest Python from 3.11 on; `make PYTHON=/path/to/python` picks another one.
@@ -118,7 +120,7 @@ test: $(STAMP) ## Run the tests
 # vLLM starts processes that import thousands of modules: without compiled ones, each takes a minute.
 .PHONY: postgres
 postgres: $(STAMP) ## Run the tests of everything that uses a database on PostgreSQL, which it starts itself
-	$(BIN)/python -m pytest $(SPREAD) --database postgresql tests/store tests/service tests/audit tests/export tests/cli
+	$(BIN)/python -m pytest $(SPREAD) --database postgresql tests/store tests/service tests/export tests/cli
 
 .PHONY: engines
 engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
@@ -175,6 +177,18 @@ migrations: $(STAMP) ## Check that migrations build the tables of the code, and 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+.PHONY: schemathesis
+schemathesis: $(STAMP) ## Call every operation with what the contract allows and forbids (CONTRACT_EXAMPLES=60)
+	$(BIN)/python -m tests.security.contract --examples $(CONTRACT_EXAMPLES)
+
+# Known weaknesses of dependencies are looked up, in what AUDIT_OPTIONS names; where that cannot be reached, the
+# rest is checked, and it is said.
+.PHONY: security
+security: $(STAMP) ## Look for weak code, known weaknesses of dependencies, and secrets in the repository
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ledger cli
+	$(BIN)/python -m tests.security.secrets_scan
+	$(BIN)/python -m tests.security.known_weaknesses requirements.lock $(AUDIT_OPTIONS)
 
 .PHONY: faults
 faults: $(STAMP) ## Kill services, databases and recorders; lose nothing (FAULT_ROUNDS=20 FAULT_MINUTES=1, TALLYSTICK_FAULT_SEED)

@@ -209,7 +209,23 @@ async def list_problems() -> ProblemList:
     operation_id="explain_problem",
     summary="Explain a kind of problem",
     response_model=ProblemDescription,
-    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/html": {"schema": {"type": "string"}}}},
+        404: {
+            "description": f"`not-found`: {PROBLEM_TYPES['not-found'].title}",
+            "content": {
+                PROBLEM_JSON: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "examples": {
+                        "not-found": {
+                            "summary": PROBLEM_TYPES["not-found"].title,
+                            "value": {"type": "/problems/not-found", "title": "Not found", "status": 404},
+                        }
+                    },
+                }
+            },
+        },
+    },
 )
 async def explain_problem(code: str, request: Request) -> Any:
     """What the problem means and what to do, as JSON or, for browsers, as a page."""

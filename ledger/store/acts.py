@@ -97,12 +97,14 @@ def acts(connection: Connection, *, after: int = -1, limit: int | None = None) -
     return [_act(*row) for row in connection.execute(query)]
 
 
-def _act(leaf_index: int, entry: bytes, detail: bytes | None) -> Act:
+def _act(leaf_index: int, entry: bytes, detail: Any) -> Act:
     payload = decode_statement(bytes(entry), where=f"statement at leaf {leaf_index}").payload
     match payload:
         case Admin():
-            intact = detail is not None and hashlib.sha256(bytes(detail)).hexdigest() == payload.detail
-            particulars = _particulars(bytes(detail)) if intact and detail is not None else None
+            # SQLite holds text where somebody wrote text: it is not what was signed.
+            kept = detail if isinstance(detail, bytes) else b""
+            intact = hashlib.sha256(kept).hexdigest() == payload.detail
+            particulars = _particulars(kept) if intact else None
             return Act(leaf_index, payload.issued_us, payload.action, particulars, intact)
         case IssuerKey():
             said: dict[str, Any] = {"issuer": payload.issuer, "kid": payload.kid}
