@@ -191,7 +191,7 @@ def check(
 
     A record whose batch names price books was charged by one of them, or its cost was stated by whoever
     recorded it: those that no named book gives are told, and are not wrong by that alone. The exit code is 1
-    if there are any, or if a file is not sound.
+    if there are any, and 2 if a file is no price book.
 
     With --json: books (file, digest, rates, bytes, loggable) and, with --export, batches, records, by_book,
     otherwise (records that state another cost), unstated, examples.
@@ -218,9 +218,11 @@ def check(
     if export is not None:
         from dataclasses import asdict
 
+        from cli.progress import progress
         from ledger.export.charged import check_charged
 
-        made |= asdict(check_charged(export))
+        with progress("charging records") as report:
+            made |= asdict(check_charged(export, progress=report))
     if json:
         print_json(made)
     else:

@@ -38,7 +38,7 @@ from ledger.core.records import (
 from ledger.cost.rating import By
 from ledger.emit.factor_source import Factors, FactorSource
 from ledger.emit.identity import NO_TENANT, Tenants
-from ledger.emit.pricing import Prices, PriceSource
+from ledger.emit.pricing import PriceSource
 from ledger.energy.estimation import estimate_from_power
 from ledger.energy.factors import figures
 
@@ -118,10 +118,10 @@ class Composer:
         deployment: Deployment | None,
         factors: Factors | None,
         tenants: Tenants,
-        prices: Prices | None = None,
+        prices: PriceSource | None = None,
     ) -> None:
         self._factors = FactorSource(factors)
-        self._prices = None if prices is None else PriceSource(prices)
+        self._prices = prices
         self._deployment = deployment
         self._tenants = tenants
         self._keys: dict[str, bytes] = {}

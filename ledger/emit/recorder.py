@@ -174,9 +174,9 @@ class Recorder:
             from ledger.energy.site import factors_from_environment
 
             factors = factors_from_environment(environment, cache=directory)
-        self._prices = environment.get("TALLYSTICK_PRICES") or None if prices is None else prices
-        if self._prices is not None:
-            PriceSource(self._prices)  # refuse unusable ones now, not on a background thread
+        named = environment.get("TALLYSTICK_PRICES") or None if prices is None else prices
+        # Read now: unusable ones are refused here, and a forked child goes on with what was read.
+        self._prices = None if named is None else PriceSource(named)
         self._factors = checked_factors(factors) if isinstance(factors, FactorSet) else factors
         self._spool = open_spool(directory, issuer or environment.get("TALLYSTICK_ISSUER"), spool_limit_bytes)
         with locked_file(directory / "identity.lock"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,12 @@ class Charged:
     examples: tuple[str, ...]
 
 
-def check_charged(export: Path) -> Charged:
+def check_charged(export: Path, *, progress: Callable[[int, int], None] | None = None) -> Charged:
     """Compute the costs of an export's records anew, by the books that its log published.
+
+    Args:
+        export: the export's folder.
+        progress: called with (records done, records of batches that name books).
 
     Raises:
         InvalidError: no export.
@@ -66,12 +71,19 @@ def check_charged(export: Path) -> Charged:
         raters: dict[tuple[str, ...], list[Rater]] = {}
         by_book = otherwise = unstated = 0
         examples: list[str] = []
+        leaves = sorted(batches)
+        counted = connection.execute(
+            "SELECT count(*) FROM records WHERE leaf_index IN (SELECT unnest(?))", [leaves]
+        ).fetchone()
+        total = counted[0] if counted else 0
         records = connection.execute(
             "SELECT leaf_index, record FROM records WHERE leaf_index IN (SELECT unnest(?)) "
             "ORDER BY leaf_index, position",
-            [sorted(batches)],
+            [leaves],
         )
         while rows := records.fetchmany(_ROWS):
+            if progress is not None:
+                progress(by_book + otherwise + unstated, total)
             for leaf, data in rows:
                 digests = batches[leaf]
                 if digests not in raters:
@@ -104,7 +116,6 @@ def check_charged(export: Path) -> Charged:
                         f"record {record.id}: states {record.cost_nano} {record.currency} (billionths), "
                         f"the price book says {told}"
                     )
-    total = by_book + otherwise + unstated
     return Charged(len(batches), total, by_book, otherwise, unstated, tuple(examples))
 
 

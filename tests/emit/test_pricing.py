@@ -14,6 +14,7 @@ from ledger.core.price_books import PriceBook, Rate
 from ledger.core.records import Usage, document_digest
 from ledger.core.statements import Batch, PricesStatement
 from ledger.emit import Recorder
+from ledger.emit.spool import Spool
 from tests.build import make_deployment, make_price_book
 from tests.emit.conftest import MakeRecorder
 from tests.emit.ledger_double import LedgerDouble
@@ -145,3 +146,21 @@ def test_a_wrong_usage_costs_only_its_record(double: LedgerDouble, make_recorder
     assert recorder.flush(20)
     assert list(double.records) == [good]
     assert recorder.status().dropped == 2
+
+
+def test_a_forked_child_charges_by_what_its_parent_read(
+    make_recorder: MakeRecorder, spool_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prices.json"
+    path.write_bytes(msgspec.json.encode(make_price_book()))
+    recorder = make_recorder(prices=path)
+    path.unlink()
+    child = os.fork()
+    if not child:
+        record(recorder)
+        os._exit(0 if recorder.close(20) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    spool = Spool(spool_dir)
+    payloads = [spool.load(seq).statement.payload for seq in spool.waiting()]
+    (batch,) = (each for each in payloads if isinstance(each, Batch))
+    assert batch.prices == (document_digest(make_price_book()),)
