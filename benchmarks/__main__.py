@@ -107,7 +107,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
     ),
     "export": (
         "Parquet export with proofs and digests, durable, beside pyarrow writing the same rows and no more "
-        "(`ratio`: of the rates, median of pairs); adding 20,000 records to an export of 200,000.",
+        "(`ratio`: of the rates, median of pairs; `cpu_ratio`: of the CPU time); adding 20,000 records to an "
+        "export of 200,000.",
         (Bar("ratio", least=0.5),),
     ),
     "footprint": (

@@ -45,7 +45,10 @@ def run(records: int = RECORDS, pairs: int = PAIRS) -> dict[str, Any]:
         with _ledger(root / "a", records, BATCH) as (store, log_key, sequencer):
             figures: dict[str, Any] = {"records": records, "records_per_batch": BATCH}
             measured = _pairs(store, log_key, root, pairs)
-            figures |= {name: measured[name] for name in ("ratio", "records_per_s", "plain_records_per_s")}
+            figures |= {
+                name: measured[name]
+                for name in ("ratio", "cpu_ratio", "records_per_s", "plain_records_per_s")
+            }
             figures |= {name: measured[name] for name in ("bytes_per_record", "plain_bytes_per_record")}
             with ExitStack() as patched:
                 for module in (columns, merkle, core_records):
@@ -82,26 +85,28 @@ def _ledger(folder: Path, records: int, batch: int) -> Iterator[tuple[Store, Pri
 def _pairs(store: Store, log_key: PrivateKey, root: Path, pairs: int) -> dict[str, Any]:
     """Export and write plainly in turns, after a first time that fills caches."""
     table: pa.Table | None = None
-    exports, plains, sizes = [], [], (0, 0)
+    exports, plains, cpu, sizes = [], [], [], (0, 0)
     for pair in range(pairs + 1):
-        begun = time.perf_counter()
+        begun, begun_cpu = time.perf_counter(), time.process_time()
         summary = export_parquet(store, root / "export", log_key=log_key)
-        export_s = time.perf_counter() - begun
+        export_s, export_cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
         if table is None:
             parts = [pq.ParquetFile(path).read() for path in summary.directory.glob("records/**/*.parquet")]
             table = pa.concat_tables(parts)
-        begun = time.perf_counter()
+        begun, begun_cpu = time.perf_counter(), time.process_time()
         pq.write_table(table, root / "plain.parquet", compression="zstd", compression_level=3)
-        plain_s = time.perf_counter() - begun
+        plain_s, plain_cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
         sizes = summary.size_bytes, (root / "plain.parquet").stat().st_size
         shutil.rmtree(summary.directory)
         if pair:
             exports.append(export_s)
             plains.append(plain_s)
+            cpu.append(plain_cpu_s / export_cpu_s)
     rows = table.num_rows if table is not None else 0
     ratio = statistics.median(plain / export for plain, export in zip(plains, exports, strict=True))
     return {
         "ratio": round(ratio, 2),
+        "cpu_ratio": round(statistics.median(cpu), 2),
         "records_per_s": round(rows / statistics.median(exports)),
         "plain_records_per_s": round(rows / statistics.median(plains)),
         "bytes_per_record": round(sizes[0] / rows, 1),
