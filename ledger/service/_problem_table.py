@@ -348,9 +348,10 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "storage-failed", 503, "Storage failed",
-        "The database did not confirm: a full disk, a lost connection. Mostly nothing was registered.",
-        "Send again later: what was registered after all gives its receipt. The operator finds the reason in the "
-        "service's log.",
+        "The database did not confirm: a full disk, a lost connection, a broken disk. Mostly nothing was "
+        "registered. After an I/O error, nothing is served until the service is started anew.",
+        "Send again later: what was registered after all gives its receipt. The operator finds the reason in "
+        "the service's log.",
     ),
     (
         "no-log", 500, "No log",

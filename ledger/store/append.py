@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from ledger.store.fence import Seen, lock_head
 from ledger.store.log_keys import check_log_key, frozen, key_change, log_verifier_keys
 from ledger.store.prepare import Prepared
 from ledger.store.published import PUBLISH_INTERVAL_S, Publisher
-from ledger.store.startup import check_consistent, check_durable
+from ledger.store.startup import check_consistent, check_durable, settle
 from ledger.store.tables import LogHead, table
 
 __all__ = ["Commit", "Registration", "Sequencer", "create_log", "log_verifier_key"]
@@ -135,6 +136,7 @@ class Sequencer:
             CorruptError: they contradict each other; ``where`` names what.
             UnavailableError: the database server cannot keep what it acknowledges.
         """
+        settle(self._store)
         with self._store.read() as connection:
             check_durable(connection)
             if frozen(connection) is None:  # a frozen log is served, with whichever of its keys
@@ -254,6 +256,8 @@ class Sequencer:
         try:
             outcomes, checkpoint, size = self._transact(items)
         except Exception as error:
+            if _is_unconfirmed(error):
+                self._store.failed.set()
             self._tip = None  # whatever happened, read it afresh
             _logger.exception("appending %d statements failed; none was logged", len(items))
             if not isinstance(error, TallystickError):
@@ -293,6 +297,16 @@ class Sequencer:
         self._tip = tip  # only after the commit
         self.seen.committed(tip.size, tip.root)
         return outcomes, checkpoint, tip.size
+
+
+def _is_unconfirmed(error: Exception) -> bool:
+    """Whether SQLite met an I/O error: it may show pages that the disk did not confirm.
+
+    A full disk is none: the transaction is undone. PostgreSQL shows nothing that is not flushed, and restarts
+    when a flush fails.
+    """
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def _unavailable(error: Exception) -> UnavailableError:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 
-from ledger.core.errors import InvalidError
+from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.tiles import TileCache
 from ledger.store.upgrade import migrate
 
@@ -37,9 +38,14 @@ _POSTGRES_CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Store:
-    """An open database. ``engine`` is safe to share between threads."""
+    """An open database. ``engine`` is safe to share between threads.
+
+    ``failed`` is set for good once the disk did not confirm a commit: what is read from then on may be gone
+    after a crash, so nothing is read or written any more. A new process finds out what is on the disk.
+    """
 
     engine: Engine
+    failed: Event = field(default_factory=Event, compare=False)
 
     @cached_property
     def _reader(self) -> Engine:
@@ -59,6 +65,7 @@ class Store:
 
     def read(self) -> Connection:
         """A connection for reading: ``with store.read() as connection``. Sees one snapshot."""
+        self._check_not_failed()
         return self._reader.connect()
 
     def write(self) -> Any:
@@ -67,7 +74,17 @@ class Store:
         SQLite: it holds the write lock from its beginning. PostgreSQL: it holds what it locks; whoever
         appends to the log locks the head's row first (``fence.lock_head``).
         """
+        self._check_not_failed()
         return self._writer.begin()
+
+    def _check_not_failed(self) -> None:
+        if self.failed.is_set():
+            raise UnavailableError(
+                "the disk did not confirm a commit; what is in memory may not be on it",
+                where="database",
+                remedy="look after the disk, then start the service anew: it checks what is there",
+                code="storage-failed",
+            )
 
     def close(self) -> None:
         """Close all connections."""

@@ -1,8 +1,8 @@
 """The fence: what makes many replicas write one history, and none of them a second one.
 
 Whoever appends locks the row of the log's head first and keeps it until its transaction ends, so that appends
-form a queue. Nothing of an append lies outside its transaction: a replica that was paused, cut off or declared dead
-commits whole or not at all, and needs no lease that could run out while it believes in it.
+form a queue. Nothing of an append lies outside its transaction: a replica that was paused, cut off or
+declared dead commits whole or not at all. It needs no lease, which could run out while it believes in it.
 
 A lock does not help against a database that went back: a restored copy, a standby that lacked the last
 commits. So each process remembers the newest tree that it saw committed (``Seen``), and neither signs nor

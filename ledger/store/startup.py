@@ -6,6 +6,7 @@ committed before that.
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -17,7 +18,31 @@ from ledger.store import queries
 from ledger.store.engine import Store
 from ledger.store.upgrade import check_revision, differences
 
-__all__ = ["check_consistent", "check_database", "check_durable"]
+__all__ = ["check_consistent", "check_database", "check_durable", "settle"]
+
+
+def settle(store: Store) -> None:
+    """SQLite: bring what the write-ahead log holds to the disk before anything is read from it.
+
+    A process that ended because the disk did not confirm a commit may have left pages that the system still
+    shows and the disk lacks; after this they are in the database's file, and confirmed.
+
+    Raises:
+        UnavailableError: the disk does not take it.
+    """
+    if store.engine.dialect.name == "sqlite":
+        connection = store.engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise UnavailableError(
+                f"the disk does not take what the database must write: {error}",
+                where="database",
+                remedy="look after the disk: is it read-only, full, broken? Then start again",
+                code="storage-failed",
+            ) from None
+        finally:
+            connection.close()
 
 
 def check_durable(connection: Connection) -> None:
@@ -105,9 +130,7 @@ def _contradiction(what: str, where: str, code: str = "inconsistent-log") -> Cor
     )
 
 
-def _check(
-    connection: Connection, key: LogKeys, published: Path | None, note: bytes | None
-) -> Checkpoint:
+def _check(connection: Connection, key: LogKeys, published: Path | None, note: bytes | None) -> Checkpoint:
     head = queries.log_head(connection)
     signed = open_checkpoint(head.checkpoint.encode(), key)
     if (signed.size, signed.root) != (head.size, head.root):

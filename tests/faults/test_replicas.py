@@ -1,8 +1,8 @@
 """Three replicas on one database, four emitters: replicas killed and paused, PostgreSQL restarted at once.
 
 TALLYSTICK_FAULT_MINUTES sets for how long (SQLite: half of that), TALLYSTICK_FAULT_SEED what happens when.
-Afterwards no acknowledged record is lost or doubled, there is one history, and every checkpoint ever served is
-one of its states.
+Afterwards no acknowledged record is lost or doubled, there is one history, and every checkpoint ever served
+is one of its states.
 """
 
 from __future__ import annotations
