@@ -99,6 +99,7 @@ def proxy(service: Any, engine: str, tmp_path_factory: pytest.TempPathFactory) -
             "TALLYSTICK_API_KEY": service.admin_key,
             "TALLYSTICK_LOG_KEY": str(service.folder / "log.vkey"),
             "TALLYSTICK_SPOOL": str(folder / "spool"),
+            "TALLYSTICK_BUDGETS": "closed",
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -289,3 +290,73 @@ def test_many_clients_some_of_whom_go_away(proxy: Proxy, before: int) -> None:
     told = sorted(e.usage for e in proxy.upstream.seen if e.whole)
     whole = [each for each in records if each.finish_reason != "abort"]
     assert sorted((e.usage.input_tokens, e.usage.output_tokens) for e in whole) == told
+
+
+# --- budgets -----------------------------------------------------------------------------------------------
+
+
+def put(proxy: Proxy, limit: int) -> None:
+    answer = httpx.post(
+        f"{proxy.ledger.service.url}/budgets",
+        headers={"Authorization": f"Bearer {proxy.ledger.service.admin_key}"},
+        json={"name": "each", "measure": "tokens", "window": "month", "tenant": "*", "limit": limit},
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def standing(proxy: Proxy) -> dict[str, Any]:
+    (found,) = proxy.ledger.service.get("/budgets")["budgets"]
+    return max(found["standings"], key=lambda each: int(each["used"]), default={"used": 0, "reserved": 0})
+
+
+def settled(proxy: Proxy) -> int:
+    """What the key has used, once nothing is reserved."""
+    deadline = time.monotonic() + WAIT_S
+    while (found := standing(proxy))["reserved"] or not found["used"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return int(found["used"])
+
+
+@pytest.fixture
+def used(proxy: Proxy) -> Iterator[int]:
+    """What the key has used by now; the budget goes at the end."""
+    before = len(proxy.ledger.logged())
+    proxy.ask()
+    proxy.expect(1, before)
+    put(proxy, 10**9)
+    yield settled(proxy)
+    url = f"{proxy.ledger.service.url}/budgets/each/remove"
+    httpx.post(url, headers={"Authorization": f"Bearer {proxy.ledger.service.admin_key}"})
+
+
+def test_a_budget_without_room_is_answered_429(proxy: Proxy, used: int) -> None:
+    proxy.upstream.seen.clear()
+    put(proxy, used)
+    answer = proxy.ask()
+    assert answer.status_code == 429, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "insufficient_quota"
+    assert "the budget each allows" in error["message"]
+    assert int(answer.headers["retry-after"]) > 0
+    with proxy.stream() as streamed:
+        assert streamed.status_code == 429
+    assert not proxy.upstream.seen, "what was refused never reached the model"
+
+
+@pytest.mark.parametrize("model", ["smollm2", "backed"])
+def test_the_record_settles_what_was_reserved(proxy: Proxy, used: int, model: str) -> None:
+    """Also where the first attempt failed and another one answered."""
+    put(proxy, used + 10_000)
+    before = len(proxy.ledger.logged())
+    answer = proxy.ask(model=model)
+    assert answer.status_code == 200, answer.text
+    (record,) = proxy.expect(1, before)
+    assert answer.headers["x-tallystick-record"] == record.id
+    assert settled(proxy) == used + record.usage.input_tokens + record.usage.output_tokens
+
+
+def test_a_request_that_fails_gives_its_room_back(proxy: Proxy, used: int) -> None:
+    put(proxy, used + 10_000)
+    assert proxy.ask(model="unknown").status_code >= 400
+    assert settled(proxy) == used

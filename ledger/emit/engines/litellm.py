@@ -27,6 +27,8 @@ What the hook changes:
 A call whose end LiteLLM tells nobody (``no-log`` requests, a task cancelled before the answer) is counted as
 dropped by the recorder, so it does not go unnoticed; ``litellm.global_disable_no_log_param`` has the former
 recorded.
+
+With budgets (``TALLYSTICK_BUDGETS``), the proxy asks the ledger for room before it routes a request.
 """
 
 from __future__ import annotations
@@ -43,8 +45,10 @@ from litellm.integrations.custom_logger import (  # type: ignore[import-not-foun
 from ledger.core.records import Energy, Usage
 from ledger.emit import Recorder
 from ledger.emit._complaints import Complaints
+from ledger.emit.budgets import Budgets, budgets_from_environment
 from ledger.emit.engines import _litellm_reading as reading
 from ledger.emit.engines._exchange import USAGE_ESTIMATED, now_us
+from ledger.emit.engines._litellm_budgets import Reservations
 from ledger.emit.engines._litellm_streams import KEY, USAGE, Mark, watch_streams
 from ledger.emit.engines._openai import ABORT, ERROR, Kind, mapping, text_or_none
 from ledger.emit.engines._providers import field
@@ -92,6 +96,7 @@ def callback(
     tenant: Tenant = reading.tenant_of,
     estimate: Estimator | None = None,
     ask_usage: bool = True,
+    budgets: Budgets | None = None,
 ) -> Callback:
     """Make the callback for ``litellm.callbacks``.
 
@@ -102,9 +107,10 @@ def callback(
         estimate: energy of a request from what the caller of an API sees;
             ``ledger.energy.ecologits_estimates.estimate_request``. Without it, energy is unknown and absent.
         ask_usage: whether streams of OpenAI-compatible servers are asked for their usage.
+        budgets: are asked for room before each request of the proxy; one without room is answered 429.
     """
     watch_streams()
-    return Callback(recorder, tenant=tenant, estimate=estimate, ask_usage=ask_usage)
+    return Callback(recorder, tenant=tenant, estimate=estimate, ask_usage=ask_usage, budgets=budgets)
 
 
 def _safely(hook: Callable[..., None]) -> Callable[..., None]:
@@ -128,16 +134,43 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
     """
 
     def __init__(
-        self, recorder: Recorder, *, tenant: Tenant, estimate: Estimator | None, ask_usage: bool
+        self,
+        recorder: Recorder,
+        *,
+        tenant: Tenant,
+        estimate: Estimator | None,
+        ask_usage: bool,
+        budgets: Budgets | None = None,
     ) -> None:
         super().__init__()
         self.recorder = recorder
         self._tenant = tenant
         self._estimate = estimate
         self._ask_usage = ask_usage
+        self._reserved = Reservations(recorder, budgets, tenant)
         self._complaints = Complaints("LiteLLM")
 
     # --- LiteLLM's events ----------------------------------------------------------------------------
+
+    async def async_pre_call_hook(
+        self,
+        user_api_key_dict: Any,  # noqa: ARG002
+        cache: Any,  # noqa: ARG002
+        data: dict[str, Any],
+        call_type: str,
+    ) -> None:
+        """A request came to the proxy: ask the budgets.
+
+        Raises:
+            BudgetExceeded: there is no room.
+        """
+        await self._reserved.reserve(data, call_type)
+
+    async def async_post_call_failure_hook(
+        self, request_data: dict[str, Any], *_: Any, **_event: Any
+    ) -> None:
+        """A request of the proxy failed, perhaps before any attempt."""
+        self._reserved.drop_request(request_data)
 
     @_safely
     def log_pre_api_call(self, *, kwargs: dict[str, Any], **_event: Any) -> None:
@@ -145,7 +178,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
         if reading.generates(kwargs) is None:
             return
         self._end_unreported(kwargs)
-        kwargs[KEY] = mark = self._begin()
+        kwargs[KEY] = mark = self._begin(kwargs)
         sent = mapping(kwargs.get("additional_args")).get("complete_input_dict")
         if not isinstance(sent, dict):
             return
@@ -208,8 +241,8 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
 
     # --- what becomes of a call ----------------------------------------------------------------------
 
-    def _begin(self) -> Mark:
-        return Mark.of(self.recorder.begin(), self._leave)
+    def _begin(self, kwargs: Mapping[str, Any]) -> Mark:
+        return Mark.of(self._reserved.take(kwargs) or self.recorder.begin(), self._leave)
 
     def _succeed(self, kwargs: dict[str, Any], response: Any, start_time: Any, end_time: Any) -> None:
         kind = reading.generates(kwargs)
@@ -218,18 +251,19 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
         mark = kwargs.get(KEY)
         if not isinstance(mark, Mark):
             if kwargs.get("cache_hit"):
+                self._reserved.drop(kwargs)
                 return
-            mark = self._begin()  # a provider that LiteLLM calls without telling of it before
+            mark = self._begin(kwargs)  # a provider that LiteLLM calls without telling of it before
             mark.started_us = reading.micros(start_time) or mark.started_us
             kwargs[KEY] = mark
         if not mark.take():
             return
         if kwargs.get("cache_hit"):
-            self.recorder.abandon(str(mark))
+            self._reserved.abandon(str(mark))
             return
         usage = reading.answer_usage(response)
         if usage is None:
-            self.recorder.abandon(str(mark))
+            self._reserved.abandon(str(mark))
             self._complaints.say(f"no usage in the answer to a {kwargs.get('call_type')} call: not recorded")
             return
         told = mark.chunks is None or reading.usage_was_told(mark.chunks)
@@ -278,7 +312,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
         kind = reading.generates(kwargs)
         answer = reading.partial_answer(mark.chunks or ())
         if kind is None or not (answer.has_output or (reason == ABORT and mark.chunks is not None)):
-            self.recorder.abandon(str(mark))
+            self._reserved.abandon(str(mark))
             return
         counts = answer.counts()
         asked = reading.input_text_of(kind, kwargs, mark.said) or ""
@@ -351,5 +385,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
 def __getattr__(name: str) -> Any:
     if name != "proxy_handler":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = globals()[name] = callback(Recorder())
+    recorder = Recorder()
+    budgets = budgets_from_environment(pseudonym=recorder.pseudonym)
+    made = globals()[name] = callback(recorder, budgets=budgets)
     return made
