@@ -13,7 +13,7 @@ from cli.options import From, Json, To
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-    from ledger.cost.reconcile import Difference, Reconciliation
+    from ledger.cost.differences import Difference, Reconciliation
 
 __all__ = ["EXAMPLES", "reconcile"]
 

@@ -11,29 +11,21 @@ that too, and ``output_tokens`` includes reasoning, as in a record; lines of one
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from datetime import datetime, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-import msgspec
-
-from ledger.core.canonical import MAX_SAFE_INTEGER, check_nesting
 from ledger.core.errors import InvalidError
+from ledger.cost.invoice_rows import bad, csv_rows, decimal, json_rows, places, time_of, unix_us
 
 __all__ = ["FIELDS", "FORMS", "KINDS", "MAX_INVOICE_BYTES", "Invoice", "Line", "kind_of", "read_invoice"]
 
 MAX_INVOICE_BYTES = 256 << 20
 MAX_LINES = 1_000_000
 _NANO = 10**9
-_US_PER_S = 1_000_000
-_MAX_CELL = 4096
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 KINDS = ("input", "cached_input", "cache_write", "output", "reasoning", "tokens", "requests")
 """What lines count: tokens, ``tokens`` being input and output together; and ``requests``."""
@@ -192,20 +184,20 @@ def read_invoice(
         InvalidError: it cannot be read so; ``where`` names the line.
     """
     if len(data) > MAX_INVOICE_BYTES:
-        raise _bad(f"has more than {MAX_INVOICE_BYTES} bytes", where)
+        raise bad(f"has more than {MAX_INVOICE_BYTES} bytes", where)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise _bad("is not UTF-8", where, "save it as CSV in UTF-8") from None
+        raise bad("is not UTF-8", where, "save it as CSV in UTF-8") from None
     first_line = 1 if text.lstrip()[:1] in ("{", "[") else 2
-    names, rows = _json_rows(text, where) if first_line == 1 else _csv_rows(text, where)
+    names, rows = json_rows(text, where) if first_line == 1 else csv_rows(text, where)
     chosen = _form(form, names, where, mapped=bool(columns))
     fields = _fields(FORMS[chosen], columns or {}, names, where)
     reader = _Reader(fields, currency, ZoneInfo("UTC") if zone is None else zone)
     for number, row in rows:
         reader.add(number, row, f"{where}:{number}")
     if not reader.lines and not reader.others:
-        raise _bad("has no line that charges or counts anything", where)
+        raise bad("has no line that charges or counts anything", where)
     return reader.invoice(chosen)
 
 
@@ -258,13 +250,13 @@ class _Reader:
         from_us, until_us = self._times(cell("start"), cell("end"), where)
         model, kind = _item(cell("item"), cell("model"), cell("kind"))
         if not model:
-            raise _bad("names no model", where, "map a column: --column model=NAME")
+            raise bad("names no model", where, "map a column: --column model=NAME")
         quantities = _told(counts)
         if cell("quantity"):
             unit = cell("unit")
             kind = kind or kind_of(unit)
             if kind is None:
-                raise _bad(
+                raise bad(
                     f"does not say what it counts ({(cell('kind') or cell('item') or unit)[:80]!r})",
                     where,
                     f"map a column: --column kind=NAME, whose cells tell one of {', '.join(KINDS)}",
@@ -294,34 +286,34 @@ class _Reader:
             )
         )
         if len(self.lines) > MAX_LINES:
-            raise _bad(f"has more than {MAX_LINES} lines", where)
+            raise bad(f"has more than {MAX_LINES} lines", where)
 
     def _amount(self, text: str, where: str) -> int:
-        value = _decimal(text, where)
-        self._places = max(self._places, _places(value))
+        value = decimal(text, where)
+        self._places = max(self._places, places(value))
         return int((value * _NANO).to_integral_value(rounding="ROUND_HALF_UP"))
 
     def _count(self, text: str, times: int, where: str) -> int:
-        value = _decimal(text, where)
+        value = decimal(text, where)
         if value < 0:
-            raise _bad(f"counts {text[:40]!r}", where, "credits are charges of another category")
+            raise bad(f"counts {text[:40]!r}", where, "credits are charges of another category")
         exact = value * times
         if times > 1 or exact != exact.to_integral_value():
-            self._step = max(self._step, times * Decimal(10) ** -_places(value))
+            self._step = max(self._step, times * Decimal(10) ** -places(value))
         return int(exact.to_integral_value(rounding="ROUND_HALF_UP"))
 
     def _times(self, start: str, end: str, where: str) -> tuple[int, int]:
         if not start:
-            raise _bad("tells no date", where, "map a column: --column start=NAME")
-        begins = _time(start, self._zone, where)
+            raise bad("tells no date", where, "map a column: --column start=NAME")
+        begins = time_of(start, self._zone, where)
         if end:
-            ends = _time(end, self._zone, where)
+            ends = time_of(end, self._zone, where)
         else:
             day = begins.astimezone(self._zone).date() + timedelta(days=1)
             ends = datetime(day.year, day.month, day.day, tzinfo=self._zone)
-        from_us, until_us = _us(begins), _us(ends)
+        from_us, until_us = unix_us(begins), unix_us(ends)
         if until_us <= from_us:
-            raise _bad("its period ends before it begins", where, "the end is exclusive: the next day")
+            raise bad("its period ends before it begins", where, "the end is exclusive: the next day")
         return from_us, until_us
 
 
@@ -361,42 +353,6 @@ def _tier(text: str) -> str | None:
     return None if said in ("", "false", "default", "standard", "auto") else said[:64]
 
 
-def _decimal(text: str, where: str) -> Decimal:
-    plain = text.strip().replace("'", "").replace(" ", "")
-    plain = plain.lstrip("$€£") if plain[:1] in "$€£" else plain
-    if re.fullmatch(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?", plain):
-        plain = plain.replace(",", "")
-    try:
-        value = Decimal(plain) if len(plain) <= 60 else None
-    except InvalidOperation:
-        value = None
-    if value is None or not value.is_finite() or abs(value) * _NANO > MAX_SAFE_INTEGER * 1024:
-        raise _bad(f"{text[:60]!r} is no number", where, "write 1234.56")
-    return value
-
-
-def _places(value: Decimal) -> int:
-    exponent = value.as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
-
-
-def _time(text: str, zone: ZoneInfo, where: str) -> datetime:
-    try:
-        if text.isascii() and text.isdigit() and len(text) in (10, 13):
-            return _EPOCH + timedelta(milliseconds=int(text) * (1 if len(text) == 13 else 1000))
-        when = datetime.fromisoformat(text.removesuffix(" UTC") + ("Z" if text.endswith(" UTC") else ""))
-        when = when.replace(tzinfo=zone) if when.tzinfo is None else when
-        _us(when)
-    except (ValueError, OverflowError):
-        raise _bad(f"{text[:60]!r} is no time", where, "write 2026-01-31 or 2026-01-31T00:00:00Z") from None
-    return when
-
-
-def _us(when: datetime) -> int:
-    delta = when.astimezone(UTC) - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * _US_PER_S + delta.microseconds
-
-
 def _form(form: str | None, names: Iterable[str], where: str, *, mapped: bool) -> str:
     if form is not None:
         if form not in FORMS:
@@ -432,79 +388,9 @@ def _fields(
     } | dict(columns)
     for needed, told in (("start", ("start",)), ("model", ("model", "item"))):
         if not any(name in found for name in told):
-            raise _bad(
+            raise bad(
                 f"has no column that tells the {needed}",
                 where,
                 f"map one: --column {needed}=NAME; it has {', '.join(sorted(known))[:500]}",
             )
     return found
-
-
-def _csv_rows(text: str, where: str) -> tuple[list[str], Iterable[tuple[int, Mapping[str, str]]]]:
-    head = text.partition("\n")[0]
-    delimiter = max((",", ";", "\t"), key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise _bad(f"is not CSV: {error}", where) from None
-    if len(set(names)) < len(names) or not names:
-        raise _bad("its first line does not name each column once", f"{where}:1")
-
-    def rows() -> Iterable[tuple[int, Mapping[str, str]]]:
-        while True:
-            number = reader.line_num + 1
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise _bad(f"is not CSV: {error}", f"{where}:{number}") from None
-            if row is None:
-                return
-            if len(row) > len(names):
-                raise _bad("has more cells than there are columns", f"{where}:{number}")
-            if any(cell.strip() for cell in row):
-                yield number, dict(zip(names, row, strict=False))
-
-    return names, rows()
-
-
-def _json_rows(text: str, where: str) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
-    """Rows of OpenAI's pages: buckets (``start_time``, ``end_time``) with results."""
-    data = text.encode()
-    try:
-        check_nesting(data, where=where)
-        value: Any = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise _bad(f"is not valid JSON: {str(error)[:200]}", where) from None
-    pages = value if isinstance(value, list) else [value]
-    rows: list[tuple[int, Mapping[str, str]]] = []
-    names: dict[str, None] = {}
-    for page in pages:
-        buckets = page.get("data") if isinstance(page, dict) else None
-        if not isinstance(buckets, list):
-            raise _bad("is not a page of OpenAI's usage or costs API", where, "pass the whole answers")
-        for bucket in buckets:
-            results = bucket.get("results") if isinstance(bucket, dict) else None
-            if not isinstance(results, list):
-                raise _bad("has a bucket without results", where)
-            for result in results:
-                if not isinstance(result, dict):
-                    raise _bad("has a result that is no object", where)
-                amount = result.get("amount")
-                flat = {**result, "start_time": bucket.get("start_time"), "end_time": bucket.get("end_time")}
-                if isinstance(amount, dict):
-                    flat |= {f"amount_{name}": amount.get(name) for name in ("value", "currency")}
-                row = {str(name): _plain(cell) for name, cell in flat.items()}
-                names |= dict.fromkeys(row)
-                rows.append((len(rows) + 1, row))
-    return list(names), rows
-
-
-def _plain(cell: Any) -> str:
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    return str(cell)[:_MAX_CELL] if isinstance(cell, str | int | float) else ""
-
-
-def _bad(what: str, where: str, remedy: str = "") -> InvalidError:
-    return InvalidError(what, where=where, remedy=remedy, code="bad-invoice")

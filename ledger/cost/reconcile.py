@@ -10,117 +10,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from ledger.core.errors import InvalidError
 from ledger.core.price_books import PriceBook
-from ledger.cost.invoices import KINDS, Invoice, Line
+from ledger.cost.counting import counts_of, is_estimate, kinds_of, kinds_together, positive, within
+from ledger.cost.differences import CLASSES, Compared, Difference, Reconciliation
+from ledger.cost.invoices import Invoice, Line
 from ledger.cost.matching import Cell, Doubled, Finding, Moved, Short, Surplus, Vector, Wrong, explain
 from ledger.cost.pricing import Names, Prices
 from ledger.cost.usage import QUARTER_US, LoggedUsage
 
-__all__ = ["CLASSES", "Compared", "Difference", "Reconciliation", "reconcile"]
+__all__ = ["reconcile"]
 
-CLASSES = {
-    "missing": "usage was logged, and there is no line for it",
-    "double": "a line is there again",
-    "wrong-day": "a line stands for another day than its tokens were logged on",
-    "wrong-model": "a line stands for another model than its tokens were logged for",
-    "wrong-quantity": "a line counts something else than was logged",
-    "unlogged": "a line charges for what was not logged",
-    "wrong-rate": "a line's amount is not its quantity times the price book's rate",
-    "wrong-amount": "lines that tell no quantities charge something else than the logged usage costs",
-    "other-currency": "a line is in another currency than the price book",
-}
-"""What can be wrong, in the order of the table."""
 _DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COST = "cost_nano"
 _PER_RATE = 1_000_000
 _MAX_NAMED = 20
 """Lines that a difference names; among more, none is the wrong one."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is wrong.
-
-    Attributes:
-        what: one of ``CLASSES``.
-        model: as the log or the price book names it.
-        from_us: beginning of the period that it is about.
-        until_us: its end, exclusive.
-        lines: numbers of the invoice's lines.
-        billed: counts as billed, by kind; ``cost_nano`` where only amounts are told.
-        logged: counts as logged, by the same kinds.
-        amount_nano: what is charged too much, negative if too little; None where no rate is known.
-        currency: of that.
-        belongs_us: for a wrong day, the beginning of the period that the line belongs to.
-        belongs_to: for a wrong model, the right one.
-        first: for a double line, the line that it repeats.
-        expected_nano: for a wrong rate or amount, what it would be.
-    """
-
-    what: str
-    model: str
-    from_us: int
-    until_us: int
-    lines: tuple[int, ...] = ()
-    billed: Mapping[str, int] = field(default_factory=dict)
-    logged: Mapping[str, int] = field(default_factory=dict)
-    amount_nano: int | None = None
-    currency: str | None = None
-    belongs_us: int | None = None
-    belongs_to: str | None = None
-    first: int | None = None
-    expected_nano: int | None = None
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One model and period, billed and logged. Counts by kind; costs in billionths of ``currency``."""
-
-    model: str
-    from_us: int
-    until_us: int
-    lines: int
-    billed: Mapping[str, int]
-    logged: Mapping[str, int]
-    billed_nano: int | None
-    expected_nano: int | None
-    currency: str | None
-
-
-@dataclass(frozen=True)
-class Reconciliation:
-    """What came of it.
-
-    Attributes:
-        differences: what is wrong; empty if all is right.
-        compared: each model and period.
-        from_us: beginning of what was compared.
-        until_us: its end, exclusive.
-        outside: lines that are not wholly within that, and were left out.
-        unpriced: lines with an amount whose rate no book has, so that it was not checked.
-        estimated: (model, from_us, until_us) that differ by no more than their estimated token counts.
-        attributed: whether requests count on the day that they ``started`` or ``ended``.
-        outside_log: lines for times that the log's export does not hold, left out too.
-        dropped: records that issuers said they lost, in that period.
-    """
-
-    differences: tuple[Difference, ...]
-    compared: tuple[Compared, ...]
-    from_us: int
-    until_us: int
-    outside: tuple[int, ...] = ()
-    unpriced: tuple[int, ...] = ()
-    estimated: tuple[tuple[str, int, int], ...] = ()
-    attributed: str = "started"
-    outside_log: tuple[int, ...] = ()
-    dropped: int = 0
 
 
 def reconcile(
@@ -170,14 +81,14 @@ def reconcile(
         {model: {each.provider for each in rows} for model, rows in used.items()},
         {model: {each.region for each in rows} for model, rows in used.items()},
     )
-    told_at_all = _kinds(lines)
-    groups_at_all = _groups(told_at_all, lines)
+    told_at_all = kinds_of(lines)
+    groups_at_all = kinds_together(told_at_all, lines)
     work = _Work(invoice, prices, zone, tolerance_nano)
     for model in sorted(by_model.keys() | used.keys()):
         ours = by_model.get(model, [])
         # A model without any line would have had such as the others have.
-        kinds = _kinds(ours) if ours else told_at_all
-        groups = _groups(kinds, ours) if ours else groups_at_all
+        kinds = kinds_of(ours) if ours else told_at_all
+        groups = kinds_together(kinds, ours) if ours else groups_at_all
         work.model(model, ours, used.get(model, []), kinds, groups, period)
     work.across_models()
     order = list(CLASSES)
@@ -203,12 +114,6 @@ def _period(invoice: Invoice, from_us: int | None, until_us: int | None) -> tupl
     if low >= high:
         raise InvalidError("the period to compare ends before it begins", where="--to", code="bad-parameter")
     return low, high
-
-
-def _kinds(lines: Iterable[Line]) -> tuple[str, ...]:
-    """The kinds that lines tell, with what is told only together with another counted into that one."""
-    told = {kind for line in lines for kind, _ in line.quantities}
-    return tuple(kind for kind in KINDS if kind in told and (kind != "cache_write" or "input" not in told))
 
 
 class _Work:
@@ -241,7 +146,7 @@ class _Work:
         placed: dict[tuple[int, int], list[Line]] = {each: [] for each in periods}
         for line in lines:
             placed[self._period_of(line)].append(line)
-        used = {each: _within(usage, each) for each in periods}
+        used = {each: within(usage, each) for each in periods}
         wrong: set[tuple[int, int]] = set()
         if kinds:
             for group in groups:
@@ -313,7 +218,7 @@ class _Work:
             logged = tuple(sum(each.count(kind, kinds) for each in used[period]) for kind in group)
             cell = Cell(period, logged)
             for line in lines:
-                told = _counts(line, group)
+                told = counts_of(line, group)
                 if any(told):
                     cell.lines.append((line.number, replace(line, number=0), told))
             slack[period] = tuple(sum(each.estimated(kind, kinds) for each in used[period]) for kind in group)
@@ -324,7 +229,7 @@ class _Work:
         ]
         found = explain(cells, tuple(tolerances))
         for each in list(found):
-            if isinstance(each, Wrong) and _is_estimate(each.cell, slack[each.cell.period]):
+            if isinstance(each, Wrong) and is_estimate(each.cell, slack[each.cell.period]):
                 self.estimated.append((model, *each.cell.period))
                 found.remove(each)
                 continue
@@ -385,7 +290,7 @@ class _Work:
                     if each.what == "missing"
                     and (each.from_us, each.until_us) == (extra.from_us, extra.until_us)
                     and each.model != extra.model
-                    and _positive(each.logged) == _positive(extra.billed)
+                    and positive(each.logged) == positive(extra.billed)
                 ),
                 None,
             )
@@ -533,7 +438,7 @@ class _Work:
                 model,
                 *period,
                 len(lines),
-                {kind: sum(_counts(line, (kind,))[0] for line in lines) for kind in kinds},
+                {kind: sum(counts_of(line, (kind,))[0] for line in lines) for kind in kinds},
                 {kind: sum(each.count(kind, kinds) for each in usage) for kind in kinds},
                 sum(told) if told and len(currencies) == 1 else None,
                 None if expected is None else _nano(expected),
@@ -542,39 +447,6 @@ class _Work:
                 else self._prices.currency_at(period[0]),
             )
         )
-
-
-def _counts(line: Line, group: tuple[str, ...]) -> tuple[int, ...]:
-    """The line's counts of the kinds in ``group``; what was written to a cache is input."""
-    told = dict(line.quantities)
-    if "input" in group:
-        told["input"] = told.get("input", 0) + told.get("cache_write", 0)
-    return tuple(told.get(kind, 0) for kind in group)
-
-
-def _is_estimate(cell: Cell, estimated: Vector) -> bool:
-    """Whether a cell differs by no more than half of its estimated counts."""
-    rest = zip(cell.billed, cell.logged, estimated, strict=True)
-    return all(abs(billed - logged) <= unsure // 2 for billed, logged, unsure in rest)
-
-
-def _groups(kinds: tuple[str, ...], lines: Iterable[Line]) -> list[tuple[str, ...]]:
-    """Kinds that lines tell together belong together."""
-    groups = [{kind} for kind in kinds]
-    for line in lines:
-        told = {"input" if kind == "cache_write" else kind for kind, _ in line.quantities} & set(kinds)
-        joined = [group for group in groups if group & told]
-        if len(joined) > 1:
-            groups = [group for group in groups if not group & told] + [set().union(*joined)]
-    return sorted(tuple(kind for kind in kinds if kind in group) for group in groups)
-
-
-def _within(usage: Iterable[LoggedUsage], period: tuple[int, int]) -> list[LoggedUsage]:
-    return [each for each in usage if period[0] <= each.at_us < period[1]]
-
-
-def _positive(counts: Mapping[str, int]) -> dict[str, int]:
-    return {kind: count for kind, count in counts.items() if count}
 
 
 def _nano(numerator: int) -> int:

@@ -12,8 +12,9 @@ from msgspec import UNSET
 
 from ledger.core.export_layout import MANIFEST_FILE, Manifest
 from ledger.core.price_books import PriceBook
+from ledger.cost.differences import Reconciliation
 from ledger.cost.invoices import Invoice
-from ledger.cost.reconcile import Reconciliation, reconcile
+from ledger.cost.reconcile import reconcile
 from ledger.export.costs import logged_usage
 from ledger.export.query import Question
 from ledger.export.reading import open_export

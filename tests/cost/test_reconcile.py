@@ -8,9 +8,10 @@ import pytest
 
 from ledger.core.errors import InvalidError
 from ledger.core.price_books import Rate
+from ledger.cost.differences import CLASSES, Reconciliation
 from ledger.cost.invoices import Invoice, Line
 from ledger.cost.prices import make_price_book
-from ledger.cost.reconcile import CLASSES, Reconciliation, reconcile
+from ledger.cost.reconcile import reconcile
 from ledger.cost.usage import LoggedUsage
 
 DAY = 86_400_000_000

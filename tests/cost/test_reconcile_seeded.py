@@ -7,8 +7,9 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ledger.cost.differences import Difference, Reconciliation
 from ledger.cost.invoices import read_invoice
-from ledger.cost.reconcile import Difference, Reconciliation, reconcile
+from ledger.cost.reconcile import reconcile
 from tests.cost.invoices import Case, random_case, seed_errors, utc
 
 
