@@ -12,6 +12,7 @@ from cli.options import Directory, Json
 if TYPE_CHECKING:
     from cli.folder import Folder
     from ledger.core.note import VerifierKey
+    from ledger.store import Store
 
 __all__ = ["BACKUP_EXAMPLES", "RESTORE_EXAMPLES", "backup", "restore"]
 
@@ -76,20 +77,28 @@ def restore(
             "witness's; may be given several times. Restoring behind one of them is refused.",
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="Witnesses to be asked (C2SP tlog-policy): each must answer, and none may have seen more.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Restore a ledger from a backup, into the new folder DIR or the database of TALLYSTICK_DATABASE.
 
     Every file is checked against the manifest, the manifest against the log's key, and the tree against the
-    checkpoint. Give every newer checkpoint that you have: a log that signs again from an older state forks,
-    and its witnesses and customers see it.
+    checkpoint. Give every newer checkpoint that you have, and the policy with the log's witnesses: a log that
+    signs again from an older state forks, and its witnesses and customers see it.
 
     With --json: directory, origin, tree_size, compared (checkpoints).
     """
     from cli.output import note, print_json
 
     kept = list(checkpoint or ())
-    origin, size = _restored(source, directory, log_key, kept)
+    origin, size = _restored(source, directory, log_key, kept, policy)
     if json:
         told = {"origin": origin, "tree_size": size, "compared": len(kept)}
         print_json({"directory": str(directory), **told})
@@ -98,7 +107,9 @@ def restore(
     note(f"\nNext: tallystick audit {directory}; API keys are as they were in the backup")
 
 
-def _restored(source: Path, directory: Path, log_key: Path, kept: list[Path]) -> tuple[str, int]:
+def _restored(
+    source: Path, directory: Path, log_key: Path, kept: list[Path], policy: Path | None
+) -> tuple[str, int]:
     """Make the folder, or leave nothing behind."""
     import os
     import shutil
@@ -114,7 +125,7 @@ def _restored(source: Path, directory: Path, log_key: Path, kept: list[Path]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        made = _fill(source, Folder(building), log_key, kept)
+        made = _fill(source, Folder(building), log_key, kept, policy)
         os.chmod(building, 0o755)  # noqa: S103 - the secrets in it have modes of their own
         os.rename(building, directory)
     except BaseException:
@@ -123,13 +134,16 @@ def _restored(source: Path, directory: Path, log_key: Path, kept: list[Path]) ->
     return made
 
 
-def _fill(source: Path, folder: Folder, log_key: Path, kept: list[Path]) -> tuple[str, int]:
+def _fill(
+    source: Path, folder: Folder, log_key: Path, kept: list[Path], policy: Path | None
+) -> tuple[str, int]:
     from cli.progress import progress
     from ledger.core.log_keys import log_verifier_key
     from ledger.core.note import format_vkey
     from ledger.export.backup import open_backup
     from ledger.export.restore import restore_backup
     from ledger.keyfiles import load_private_key, save_private_key
+    from ledger.store.log_keys import log_verifier_keys
 
     key = load_private_key(log_key)
     backup = open_backup(source, key.public)
@@ -139,9 +153,30 @@ def _fill(source: Path, folder: Folder, log_key: Path, kept: list[Path]) -> tupl
     try:
         with progress("rows") as report:
             restore_backup(source, store, key=key.public, log_keys=verifier, kept=notes, progress=report)
+        with store.read() as connection:
+            vkeys = [format_vkey(each) for each in log_verifier_keys(connection)]
+        if policy is not None:
+            _ask_witnesses(store, policy)
     finally:
         store.close()
     save_private_key(folder.log_key, key)
-    folder.vkey.write_text(f"{format_vkey(verifier)}\n", encoding="utf-8")
+    folder.vkey.write_text("".join(f"{each}\n" for each in vkeys), encoding="utf-8")
     folder.published.write_text(backup.checkpoint, encoding="utf-8")
     return backup.origin, backup.tree_size
+
+
+def _ask_witnesses(store: Store, policy: Path) -> None:
+    """Have every witness say that it saw no more of the log than was restored.
+
+    Raises:
+        CorruptError: one saw more, or another history.
+        TallystickError: one does not answer.
+    """
+    from ledger.outgoing import reach_from_environment
+    from ledger.service.witnessing import Witnessing, load_policy
+    from ledger.store.log_keys import log_verifier_keys
+
+    with store.read() as connection:
+        keys = log_verifier_keys(connection)
+    asking = Witnessing(store, load_policy(policy), keys, reach=reach_from_environment())
+    asking.check_before_start(strict=True)

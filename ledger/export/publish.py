@@ -24,6 +24,7 @@ from ledger.core.tiles import (
     tile_widths,
 )
 from ledger.store import Store, queries
+from ledger.store.witnessed import witnessed_at
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -92,7 +93,8 @@ def publish_tree(
 ) -> Published:
     """Bring ``destination`` up to the log's newest checkpoint.
 
-    One publisher at a time for each destination. Broken off, it goes on where it was.
+    The checkpoint carries the cosignatures that witnesses have given for it by now. One publisher at a time
+    for each destination. Broken off, it goes on where it was.
 
     Args:
         store: the log's database.
@@ -110,6 +112,8 @@ def publish_tree(
     try:
         with store.read() as connection:
             head = queries.log_head(connection)
+            cosigned = witnessed_at(connection, head.size)
+            note = head.checkpoint if cosigned is None else cosigned.note
             reader = TileReader(queries.tile_fetcher(connection), head.size)
             before = _published(destination, log_keys)
             _check_extends(before, head.size, reader)
@@ -121,7 +125,7 @@ def publish_tree(
                     list(pool.map(lambda each: _put(destination, each[0], each[1], _IMMUTABLE), group))
                     if progress is not None:
                         progress(at + len(group), len(refs) + 1)
-            _put(destination, CHECKPOINT, head.checkpoint.encode(), "no-cache")
+            _put(destination, CHECKPOINT, note.encode(), "no-cache")
         removed = _remove_partials(destination, old, head.size)
     except BaseError as error:
         raise UnavailableError(

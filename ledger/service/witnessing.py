@@ -143,14 +143,20 @@ class Witnessing:
         self._thread: threading.Thread | None = None
         self._floor = _Floor()
 
-    def check_before_start(self) -> None:
+    def check_before_start(self, *, strict: bool = False) -> None:
         """Refuse to run an older copy of a log that a witness has seen larger.
+
+        Args:
+            strict: whether each witness must answer; else those that do not are logged.
 
         Raises:
             CorruptError: ``log-rolled-back`` or ``forked``.
+            TallystickError: with ``strict``, what kept a witness from answering.
         """
         clients = [each.client for each in self._asked]
-        unasked = refuse_if_seen_larger(self._head_note, self._prove, self._log_keys, witnesses=clients)
+        unasked = refuse_if_seen_larger(
+            self._head_note, self._prove, self._log_keys, witnesses=clients, strict=strict
+        )
         for error in unasked:
             _log.warning("starting without having asked a witness: %s", error)
 

@@ -1,4 +1,4 @@
-"""A real service and real witnesses: cosigned checkpoints are served and in proofs; old copies are refused."""
+"""A real service and real witnesses: cosigned checkpoints are served and proved to; old copies refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ledger.core.errors import CorruptError, InvalidError, RefusedError
 from ledger.core.note import parse_note, parse_vkey
 from ledger.core.policy import check_witnessed, cosigned_by, parse_policy
 from ledger.core.tlog_proof import parse_tlog_proof, verify_tlog_proof
+from ledger.outgoing import parse_reach
 from ledger.service import Settings, create_api_key, create_app
 from ledger.store import open_store
 from ledger.store.witnessed import newest_witnessed
@@ -276,3 +277,48 @@ def test_two_services_on_one_log(log: Log, witnesses) -> None:
             assert b"log-rolled-back" not in metrics
             assert b"forked" not in metrics
     second.close()
+
+
+def test_restoring_asks_the_witnesses(
+    tmp_path: Path, witnesses: tuple[RunningWitness, RunningWitness]
+) -> None:
+    from cli.folder import Folder
+    from ledger.service.witnessing import Witnessing
+    from ledger.store.log_keys import log_verifier_keys
+    from tests.cli.conftest import json_of, run_command
+
+    path, policy = tmp_path / "ledger", tmp_path / "witnesses.policy"
+    assert run_command("init", path, "--origin", ORIGIN).exit_code == 0
+    key = parse_vkey((path / "log.vkey").read_text().strip())
+    for each in witnesses:
+        each.know(key)
+    policy.write_text(policy_text(*witnesses))
+
+    def cosign() -> None:
+        store = Folder(path).open()
+        with store.read() as connection:
+            keys = log_verifier_keys(connection)
+        reach = parse_reach("127.0.0.1")
+        Witnessing(store, parse_policy(policy.read_bytes()), keys, reach=reach).check_before_start(
+            strict=True
+        )
+        store.close()
+
+    def restore(backup: str, into: str) -> tuple[int, str]:
+        keys = ("--log-key", path / "keys" / "log.pem", "--policy", policy)
+        done = run_command("restore", tmp_path / backup, tmp_path / into, *keys, "--json")
+        return done.exit_code, json_of(done).get("error", {}).get("code", "")
+
+    assert run_command("backup", path, tmp_path / "old").exit_code == 0
+    run_command("keys", "generate", tmp_path / "issuer.pem")
+    added = run_command("issuers", "add", path, "x.example/y", "--key", tmp_path / "issuer.pem")
+    assert added.exit_code == 0, added.output  # it grows
+    assert run_command("backup", path, tmp_path / "new").exit_code == 0
+    cosign()
+    assert restore("old", "one") == (2, "log-rolled-back")
+    assert not (tmp_path / "one").exists()
+    assert restore("new", "two") == (0, "")
+    assert (tmp_path / "two" / "log.vkey").read_text() == (path / "log.vkey").read_text()
+    witnesses[0].stop()
+    assert restore("new", "three") == (2, "witness-unavailable")
+    witnesses[0].start()
