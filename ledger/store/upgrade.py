@@ -165,7 +165,10 @@ def migrate(store: Store, revision: str = "head") -> None:
 def _migrating(store: Store) -> Iterator[Connection]:
     """A connection that holds the migrations' lock."""
     with store.engine.connect() as connection:
-        connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+        # Asked for again and again: who waits within a transaction keeps indexes from being built beside it.
+        while not connection.execute(text(f"SELECT pg_try_advisory_lock({_LOCK})")).scalar_one():
+            connection.rollback()
+            time.sleep(_PAUSE_S)
         connection.execute(text(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}"))
         connection.commit()
         try:

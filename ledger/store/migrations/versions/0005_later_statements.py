@@ -18,11 +18,17 @@ _SUBJECT = {
 
 
 def upgrade() -> None:
-    subject = _SUBJECT[op.get_bind().dialect.name]
-    op.execute(
-        f"CREATE INDEX ix_statement_later ON statement (({subject})) "
-        "WHERE kind IN ('correction', 'evaluation')"
+    dialect = op.get_bind().dialect.name
+    index = (
+        f"ix_statement_later ON statement (({_SUBJECT[dialect]})) WHERE kind IN ('correction', 'evaluation')"
     )
+    if dialect != "postgresql":
+        op.execute(f"CREATE INDEX {index}")
+        return
+    # Replicas append while it is built. What a build that was cut off left is invalid, and goes first.
+    with op.get_context().autocommit_block():
+        op.execute("DROP INDEX IF EXISTS ix_statement_later")
+        op.execute(f"CREATE INDEX CONCURRENTLY {index}")
 
 
 def downgrade() -> None:
