@@ -120,6 +120,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise
     await anyio.to_thread.run_sync(service.preparer.start)
     service.budget_keeper.start()
+    if service.budget_webhook is not None:
+        service.budget_webhook.start()
     with service.store.read() as connection:
         service.metrics.tree_size.set(queries.log_head(connection).size)
     if service.witnessing is not None:
@@ -134,6 +136,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await anyio.to_thread.run_sync(service.witnessing.stop)
         await anyio.to_thread.run_sync(service.sequencer.stop)
         await anyio.to_thread.run_sync(service.budget_keeper.stop)
+        if service.budget_webhook is not None:
+            await anyio.to_thread.run_sync(service.budget_webhook.stop)
         await anyio.to_thread.run_sync(service.preparer.stop)
         if service.tracing is not None:
             await anyio.to_thread.run_sync(service.tracing.close)

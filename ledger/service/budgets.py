@@ -19,6 +19,7 @@ from ledger.cost.budgets import Budget, Measure, Room
 from ledger.service import budget_counting as counting
 from ledger.service.auth import own_tenant, require, tenant_of
 from ledger.service.budget_counting import Answer, Check
+from ledger.service.budget_webhook import described_alert
 from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
@@ -394,21 +395,6 @@ def described_budget(budget: Budget) -> dict[str, Any]:
 def described_standing(standing: counting.Standing) -> dict[str, Any]:
     """Where a budget stands, as JSON."""
     return {name: value for name, value in vars(standing).items() if name != "budget"}
-
-
-def described_alert(alert: rows.Alert) -> dict[str, Any]:
-    """An alert as JSON."""
-    kind = {"kind": "refused"} if alert.percent == 0 else {"percent": alert.percent, "kind": "threshold"}
-    return {
-        "budget": alert.budget,
-        "tenant": alert.tenant,
-        "period_start_s": alert.period_s,
-        **kind,
-        "record": alert.record,
-        "used": alert.used,
-        "limit": alert.limit,
-        "noticed_s": alert.at_s,
-    }
 
 
 def _described_answer(answer: Answer, *, own: str | None) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from starlette.requests import Request
 from ledger.core.checkpoint import parse_checkpoint_text
 from ledger.core.keys import PublicKey, Signer
 from ledger.core.note import format_vkey, parse_note
+from ledger.outgoing import reach_from_environment
 from ledger.service.auth import ApiKeys
 from ledger.service.auth_rates import Rates
 from ledger.service.auth_tenants import IssuerTenants
 from ledger.service.auth_tokens import Tokens, load_providers
 from ledger.service.budget_keeper import BudgetKeeper
+from ledger.service.budget_webhook import AlertWebhook
 from ledger.service.limits import Budget
 from ledger.service.metrics import Metrics
 from ledger.service.preparing import Preparer
@@ -26,6 +28,7 @@ from ledger.service.tracing import Tracing, tracing_from_environment
 from ledger.service.witnessing import Witnessing, load_policy
 from ledger.store import Limits, Sequencer, Store, queries
 from ledger.store.append import Commit
+from ledger.store.budgets import Alert
 
 __all__ = ["Service", "newest_note", "service_of"]
 
@@ -45,6 +48,7 @@ class Service:
     budget: Budget
     preparer: Preparer
     budget_keeper: BudgetKeeper
+    budget_webhook: AlertWebhook | None
     witnessing: Witnessing | None = None
     tracing: Tracing | None = None
     serving: bool = False
@@ -75,7 +79,16 @@ def make_service(
 ) -> Service:
     """Put a service together. Nothing runs yet."""
     metrics = Metrics()
-    keeper = BudgetKeeper(store, noted=metrics.observe_alerts)
+    webhook = None
+    if settings.budget_webhook:
+        webhook = AlertWebhook(store, settings.budget_webhook, reach=reach_from_environment())
+
+    def noted(alerts: Sequence[Alert]) -> None:
+        metrics.observe_alerts(alerts)
+        if webhook is not None:
+            webhook.wake()
+
+    keeper = BudgetKeeper(store, noted=noted)
 
     def observe(commit: Commit) -> None:
         metrics.observe_commit(commit)
@@ -101,6 +114,7 @@ def make_service(
             processes=settings.prepare_processes,
         ),
         budget_keeper=keeper,
+        budget_webhook=webhook,
         tracing=tracing_from_environment(),
     )
     service.witnessing = _witnessing(service)

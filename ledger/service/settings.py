@@ -99,6 +99,11 @@ class Settings:
         "Whether GET /checkpoint gives the newest checkpoint before a quorum of witnesses cosigned it. "
         "Registration waits for witnesses in neither case.",
     )
+    budget_webhook: str = _setting(
+        "",
+        "Address to which alerts of budgets are posted, as JSON; empty for none. Internal hosts are called "
+        "only if `TALLYSTICK_INTERNAL_HOSTS` allows them.",
+    )
     docs: bool = _setting(True, "Whether GET /docs shows the API reference.")
     log_requests: bool = _setting(
         False, "Whether each request is logged: method, path, status, problem, time."
