@@ -381,10 +381,11 @@ def _fields(
             raise InvalidError(
                 what, where=where, remedy=f"use {', '.join(choice)[:1000]}", code="bad-parameter"
             )
+    free = known - set(columns.values())  # a column that is mapped means nothing else
     found = {
-        field: next(name for name in candidates if name in known)
+        field: next(name for name in candidates if name in free)
         for field, candidates in form.items()
-        if any(name in known for name in candidates)
+        if any(name in free for name in candidates)
     } | dict(columns)
     for needed, told in (("start", ("start",)), ("model", ("model", "item"))):
         if not any(name in found for name in told):

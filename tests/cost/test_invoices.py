@@ -157,6 +157,19 @@ def test_focus_with_taxes_and_a_billing_period() -> None:
     assert (found.others, found.others_nano) == ((3,), (("USD", 100_000_000),))
 
 
+def test_a_mapped_column_means_nothing_else() -> None:
+    """A provider whose ``amount`` is a count, and whose kinds are told by a column."""
+    text = (
+        "user_id,start_time_iso,end_time_iso,model,type,price,amount\n"
+        "u,2026-09-22T00:00:00Z,2026-09-22T01:00:00Z,chat,input_cache_miss_tokens,0.27,500\n"
+        "u,2026-09-22T00:00:00Z,2026-09-22T01:00:00Z,chat,request_count,,3\n"
+    )
+    columns = {"start": "start_time_iso", "end": "end_time_iso", "kind": "type", "quantity": "amount"}
+    found = read(text, columns=columns)
+    assert [each.quantities for each in found.lines] == [(("input", 500),), (("requests", 3),)]
+    assert all(each.cost_nano is None for each in found.lines)
+
+
 @pytest.mark.parametrize(
     ("cell", "tier"), [("true", "batch"), ("false", None), ("default", None), ("flex", "flex")]
 )
