@@ -322,3 +322,47 @@ def test_restoring_asks_the_witnesses(
     witnesses[0].stop()
     assert restore("new", "three") == (2, "witness-unavailable")
     witnesses[0].start()
+
+
+def test_auditors_judge_by_the_policy(log: Log, witnesses) -> None:
+    from ledger.audit import audit, open_source, verify_data
+    from ledger.core.checkpoint import Checkpoint
+    from ledger.core.log_keys import sign_tree_head
+    from ledger.core.note import format_vkey
+
+    with log.serving() as client:
+        leaf = log.send()
+        log.await_quorum(leaf)
+        headers = {"Authorization": f"Bearer {log.token}"}
+        entry = client.get(f"/entries/{leaf}/statement", headers=headers).content
+        proof = client.get(f"/entries/{leaf}/proof", headers=headers).content
+        receipt = client.get(f"/entries/{leaf}", headers=headers).content
+        cosigned, judged, vkey = log.checkpoint(), offline(log, witnesses), format_vkey(log.vkey)
+    bare = log.ledger.log_key
+    with log.ledger.store.read() as connection:
+        from ledger.store import queries
+
+        head = queries.log_head(connection)
+    alone = sign_tree_head(Checkpoint(ORIGIN, head.size, head.root), [bare], 1_700_000_000)
+
+    def verified(data: bytes, **options) -> tuple[str, list[str]]:
+        report = verify_data(data, vkey, policy=judged, **options)
+        return report.verdict, [each.code for each in report.findings]
+
+    assert verified(cosigned) == ("sound", [])
+    assert verified(proof, statement=entry) == ("sound", [])
+    assert verified(alone) == ("refuted", ["quorum-missed"])
+    assert verified(receipt, statement=entry) == ("unknown", [])
+
+    def audited() -> tuple[str, set[str]]:
+        report = audit(open_source(log.folder / "ledger.db"), vkey, policy=judged)
+        return report.verdict, {each.code for each in report.findings}
+
+    assert audited() == ("sound", set())
+    fork = sign_tree_head(Checkpoint(ORIGIN, leaf + 1, b"\1" * 32), [bare], 1_700_000_000).decode()
+    with log.ledger.store.write() as connection:
+        connection.exec_driver_sql("UPDATE witnessed SET note = ? WHERE size = ?", (fork, leaf + 1))
+    assert audited() == ("refuted", {"forked"})  # an older one has its quorum still
+    with log.ledger.store.write() as connection:
+        connection.exec_driver_sql("DELETE FROM witnessed")
+    assert audited() == ("refuted", {"quorum-missed"})
