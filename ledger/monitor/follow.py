@@ -275,7 +275,7 @@ def _read_entries(
         raise CorruptError(
             f"the entries do not hash to the root of the checkpoint of {newest.size} leaves",
             where=log.url,
-            code="checkpoint-differs",
+            code="bad-entries",
         )
     found.alarms += [Alarm(each.code, each.what, each.where, grave=True) for each in findings.kept]
     return _kept(state, leaves, tree)
@@ -400,7 +400,7 @@ class _Session:
         def fetch(level: int, index: int, width: int) -> bytes:
             data = self.get(f"/{tile_path(level, index, width)}", width * 32)
             if len(data) != width * 32:
-                raise CorruptError("a tile has the wrong length", where=self._log.url, code="tile-differs")
+                raise CorruptError("a tile has the wrong length", where=self._log.url, code="bad-entries")
             return data
 
         return TileReader(fetch, size)

@@ -585,8 +585,8 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Ask the log's operator; compare with what others are shown.",
     ),
     (
-        "bad-entries", 422, "Entries cannot be read",
-        "An entry bundle of the log does not have the form of C2SP tlog-tiles.",
+        "bad-entries", 422, "Entries do not fit",
+        "An entry bundle or tile of the log has the wrong form, or the entries do not hash to its checkpoint.",
         "Keep it, and ask the log's operator.",
     ),
 )  # fmt: skip
