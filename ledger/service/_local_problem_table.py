@@ -586,7 +586,7 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "bad-entries", 422, "Entries do not fit",
-        "An entry bundle or tile of the log has the wrong form, or the entries do not hash to its checkpoint.",
+        "A bundle or tile of the log has the wrong form, or the entries do not hash to its checkpoint.",
         "Keep it, and ask the log's operator.",
     ),
 )  # fmt: skip
