@@ -144,7 +144,16 @@ def begin_diverted_run() -> None:
     """Start a server for the whole run, and tell child processes of it. Call ``divert`` next."""
     server = Postgres(Path(tempfile.mkdtemp(prefix="pg")) / "d", {"max_connections": "300"})
     _STARTED.append(server)
-    template = database_name(server.create_migrated())
+    import psycopg
+
+    url = server.create_migrated()
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        # What tests that damage a log call; SQLite has it.
+        connection.execute(
+            "CREATE FUNCTION zeroblob(integer) RETURNS bytea IMMUTABLE LANGUAGE sql "
+            "RETURN decode(repeat('00', $1), 'hex')"
+        )
+    template = database_name(url)
     paths = [str(Path(__file__).with_name("diverted")), os.environ.get("PYTHONPATH", "")]
     os.environ |= {
         _URI: server.uri,

@@ -72,6 +72,7 @@ def begin():
     global folder, port, token, log, issuer, deployment
     folder, port = disk / "ledger", free_port()
     init_folder(folder, "log.faults.example")
+    os.sync()
     token, log = (folder / "admin.key").read_text().strip(), open(disk.parent / "service.log", "ab")
     issuer, deployment = Issuer(), make_deployment()
     store = open_store(folder / "ledger.db")

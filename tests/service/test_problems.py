@@ -179,7 +179,7 @@ def test_damaged_evidence_is_reported_not_hidden(harness: Harness) -> None:
 
     harness.log_batch()
     with harness.ledger.store.write() as connection:
-        connection.execute(text("UPDATE statement SET records = X'00' WHERE leaf_index = 3"))
+        connection.execute(text("UPDATE statement SET records = zeroblob(1) WHERE leaf_index = 3"))
     answer = harness.get("/entries/3/records", headers={"Accept": "application/json"})
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/corrupt")
     assert answer.json()["instance"]

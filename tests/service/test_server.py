@@ -59,7 +59,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(self.directory), str(self.port)], stderr=subprocess.PIPE
         )
-        for _ in range(200):
+        for _ in range(1_200):
             with contextlib.suppress(OSError):
                 if self.request("/healthz")[0] == 200:
                     return
@@ -276,6 +276,7 @@ def test_it_refuses_to_start_on_a_contradiction(folder: Server, ledger: Ledger) 
     assert "inconsistent-log" in errors
 
 
+@pytest.mark.sqlite
 def test_it_refuses_to_start_on_an_older_copy(folder: Server, ledger: Ledger) -> None:
     folder.start()
     copy = sorted(folder.directory.glob("ledger.db*"))
