@@ -8,9 +8,7 @@ customer's own request id where the bundle opens the commitments to those.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +19,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ledger.audit.settlement import SettledRecord
+from ledger.audit.own_log import COUNTS, MAX_TEXT, Counts, OwnRow, bad_log, read_own_log
+from ledger.audit.settled import SettledRecord
 from ledger.core import cose
-from ledger.core.canonical import MAX_SAFE_INTEGER, decode_canonical, encode_canonical
+from ledger.core.canonical import decode_canonical, encode_canonical
 from ledger.core.commitments import commit_request
 from ledger.core.errors import InvalidError
 from ledger.core.keys import PublicKey, Signer
@@ -44,34 +43,11 @@ __all__ = [
     "sign_dispute",
 ]
 
-MAX_OWN_BYTES = 256 << 20
-MAX_OWN_ROWS = 2_000_000
 MAX_DIFFERENCES = 100_000
 MAX_DISPUTE_BYTES = 128 << 20
 MAX_TRIALS = 20_000_000
 """Request ids times records that are tried where nothing but the id tells which belongs to which: 20 s."""
 CONTENT_TYPE = "application/vnd.tallystick.dispute+json"
-_COUNTS = ("input_tokens", "output_tokens", "cost_nano")
-_NAMES = ("record", "request", *_COUNTS)
-_MAX_TEXT = 1024
-
-
-class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What one side says of a request. What it does not say is absent, and not compared."""
-
-    input_tokens: Amount | UnsetType = UNSET
-    output_tokens: Amount | UnsetType = UNSET
-    cost_nano: Amount | UnsetType = UNSET
-
-
-@dataclass(frozen=True)
-class OwnRow:
-    """A request in the customer's log. ``line`` is its place there, from 1."""
-
-    line: int
-    record: str | None
-    request: str | None
-    counts: Counts
 
 
 class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,8 +60,8 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     kind: Literal["figures-differ", "not-in-bundle", "not-in-own-log", "twice"]
     own_line: Amount | UnsetType = UNSET
-    request: Annotated[str, Meta(max_length=_MAX_TEXT)] | UnsetType = UNSET
-    record: Annotated[str, Meta(max_length=_MAX_TEXT)] | UnsetType = UNSET
+    request: Annotated[str, Meta(max_length=MAX_TEXT)] | UnsetType = UNSET
+    record: Annotated[str, Meta(max_length=MAX_TEXT)] | UnsetType = UNSET
     leaf_index: Amount | UnsetType = UNSET
     position: Amount | UnsetType = UNSET
     figures: tuple[str, ...] | UnsetType = UNSET
@@ -129,99 +105,6 @@ _dispute = msgspec.json.Decoder(Dispute)
 _UNDERSTOOD = frozenset({cose.ALG, cose.CONTENT_TYPE, cose.KID, cose.CWT_CLAIMS})
 
 
-# --- the customer's log ----------------------------------------------------------------------------------
-
-
-def read_own_log(data: bytes, *, where: str = "own log") -> list[OwnRow]:
-    """Rows of the customer's log: CSV with a line of names, or one JSON object a line.
-
-    Names: ``record`` or ``request`` (or both), and some of ``input_tokens``, ``output_tokens``,
-    ``cost_nano``. Other columns are passed over: it is somebody's own log.
-
-    Raises:
-        InvalidError: too large, or a row cannot be read; ``where`` names it.
-    """
-    if len(data) > MAX_OWN_BYTES:
-        raise InvalidError(
-            f"has more than {MAX_OWN_BYTES} bytes",
-            where=where,
-            remedy="settle a shorter period",
-            code="too-large",
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _bad("is not UTF-8 text", where) from None
-    made: list[OwnRow] = []
-    for line, fields in _json_rows(text, where) if text.lstrip()[:1] == "{" else _csv_rows(text, where):
-        if len(made) == MAX_OWN_ROWS:
-            raise InvalidError(
-                f"has more than {MAX_OWN_ROWS:,} rows",
-                where=where,
-                remedy="settle a shorter period",
-                code="too-large",
-            )
-        made.append(_row(line, fields, f"{where}, line {line}"))
-    if not made:
-        raise _bad("has no row", where)
-    return made
-
-
-def _csv_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = [each.strip() for each in next(reader, [])]
-        chosen = [(at, name) for at, name in enumerate(names) if name in _NAMES]
-        if len({name for _, name in chosen}) < len(chosen):
-            raise _bad("has a column twice", f"{where}, line 1")
-        if not {"record", "request"} & set(names) or not set(_COUNTS) & set(names):
-            raise _bad("the first line must name record or request, and tokens", f"{where}, line 1")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(names):
-                raise _bad(
-                    f"has {len(row)} cells, but the first line {len(names)}",
-                    f"{where}, line {reader.line_num}",
-                )
-            yield reader.line_num, {name: cell for at, name in chosen if (cell := row[at].strip())}
-    except csv.Error as error:
-        raise _bad(f"is not CSV: {error}", f"{where}, line {reader.line_num}") from None
-
-
-def _json_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = msgspec.json.decode(line)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise _bad(f"is not JSON: {str(error)[:200]}", f"{where}, line {number}") from None
-        if not isinstance(row, dict):
-            raise _bad("is not an object", f"{where}, line {number}")
-        yield number, {name: row[name] for name in _NAMES if row.get(name) is not None}
-
-
-def _row(line: int, fields: dict[str, Any], where: str) -> OwnRow:
-    record, request = fields.get("record"), fields.get("request")
-    if record is None and request is None:
-        raise _bad("names neither a record nor a request", where)
-    for text in (record, request):
-        if text is not None and (not isinstance(text, str) or len(text) > _MAX_TEXT):
-            raise _bad(f"an id is no text of at most {_MAX_TEXT} characters", where)
-    counts: dict[str, Any] = {}
-    for name in _COUNTS:
-        value = fields.get(name)
-        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
-            value = int(value)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SAFE_INTEGER:
-            raise _bad(f"{name} is {str(value)[:40]!r}, not a whole number", where)
-        counts[name] = value
-    return OwnRow(line, record, request, Counts(**counts))
-
-
 # --- comparing -------------------------------------------------------------------------------------------
 
 
@@ -263,7 +146,7 @@ def compare(records: Sequence[SettledRecord], rows: Sequence[OwnRow]) -> Compare
             other = _logged(records[at])
             differing = tuple(
                 name
-                for name in _COUNTS
+                for name in COUNTS
                 if getattr(row.counts, name) is not UNSET
                 and getattr(row.counts, name) != getattr(other, name)
             )
@@ -287,7 +170,7 @@ def _match_requests(
         at for at, each in enumerate(records) if each.request_salt is not None and at not in taken
     ]
     if not any(each.request_salt is not None for each in records):
-        raise _bad(
+        raise bad_log(
             "names requests, but the bundle opens none: name records (x-tallystick-record), or ask for one "
             "made with the recorder's secrets",
             f"own log, line {rows[wanted[0]].line}",
@@ -444,16 +327,7 @@ def check_against(dispute: Dispute, bundle: str, records: Iterable[SettledRecord
             each.own is UNSET
             or each.figures is UNSET
             or not each.figures
-            or any(name not in _COUNTS for name in each.figures)
+            or any(name not in COUNTS for name in each.figures)
             or any(getattr(each.own, name) == getattr(_logged(found), name) for name in each.figures)
         ):
             yield f"{where}: the figures that it names do not differ"
-
-
-def _bad(what: str, where: str) -> InvalidError:
-    return InvalidError(
-        what,
-        where=where,
-        remedy="give record or request ids and whole numbers; see docs/how-to/settle.md",
-        code="bad-dispute",
-    )
