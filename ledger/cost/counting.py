@@ -12,8 +12,10 @@ __all__ = ["counts_of", "is_estimate", "kinds_of", "kinds_together", "positive",
 
 
 def kinds_of(lines: Iterable[Line]) -> tuple[str, ...]:
-    """The kinds that lines tell, with what is told only together with another counted into that one."""
+    """The kinds to compare: those that lines tell; who charges by token charges input and output."""
     told = {kind for line in lines for kind, _ in line.quantities}
+    if told - {"requests", "tokens"} and "tokens" not in told:
+        told |= {"input", "output"}
     return tuple(kind for kind in KINDS if kind in told and (kind != "cache_write" or "input" not in told))
 
 

@@ -228,7 +228,14 @@ def seed_errors(case: Case, chance: Random, most: int) -> None:
         if what == "missing":
             case.rows.remove(row)
             both = frozenset({"missing", "wrong-quantity"})
-            seeded = replace(seeded, rows=(), what=seeded.what if len(mates) == 1 else both)
+            # Without any line for cached input, an invoice charges all of it as input.
+            cached_only = set(row.counts) == {"cached_input"}
+            seeded = replace(
+                seeded,
+                rows=(),
+                what=seeded.what if len(mates) == 1 and not cached_only else both,
+                kinds=seeded.kinds | ({"input"} if cached_only else set()),
+            )
         elif what == "double":
             copy = replace(row, key=next(_KEYS))
             case.rows.insert(chance.randrange(len(case.rows) + 1), copy)

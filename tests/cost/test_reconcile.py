@@ -72,6 +72,12 @@ def test_a_line_that_is_there_three_times() -> None:
     assert told(found(lines, [used(0, 22)])) == []
 
 
+def test_a_kind_without_any_line_is_missing() -> None:
+    result = found([line(2, 0, output=5), line(3, 1, output=6)], [used(0, 7, 5), used(1, 0, 6)])
+    assert told(result) == [("missing", 0, ())]
+    assert result.differences[0].logged == {"input": 7}
+
+
 def test_a_first_or_last_day_without_lines_is_missing() -> None:
     result = found([line(2, 1, input=5)], [used(0, 7), used(1, 5), used(9, 3)])
     assert told(result) == [("missing", 0, ()), ("missing", 9, ())]
