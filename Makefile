@@ -150,7 +150,7 @@ docs-test: $(STAMP) ## Run every line of the guides on a folder that the demo le
 
 .PHONY: python-only
 python-only: $(STAMP) ## Run the tests of what the native part does without it
-	TALLYSTICK_NO_NATIVE=1 $(BIN)/python -m pytest $(SPREAD) tests/core tests/audit tests/test_vectors.py
+	TALLYSTICK_NO_NATIVE=1 $(BIN)/python -m pytest $(SPREAD) tests/core tests/audit tests/export/test_parquet.py tests/test_vectors.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format

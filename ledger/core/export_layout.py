@@ -178,7 +178,10 @@ STATEMENT_COLUMNS = (
 
 
 def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """The columns that follow from ``records`` alone, in the order of ``RECORD_COLUMNS``; times in us."""
+    """The columns that follow from ``records`` alone, in the order of ``RECORD_COLUMNS``; times in us.
+
+    ``ledger/_c/columns.c`` makes the same ones natively: change both.
+    """
     usages = [r.usage for r in records]
     energies = [None if r.energy is UNSET else r.energy for r in records]
     inputs = [None if r.input is UNSET else r.input for r in records]
