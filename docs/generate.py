@@ -168,7 +168,7 @@ def statement_structs() -> str:
 
     kinds = (
         s.Batch, s.DeploymentStatement, s.FactorsStatement, s.PricesStatement, s.Evaluation, s.Correction,
-        s.Heartbeat, s.IssuerKey, s.Acknowledgement, s.Erasure,
+        s.Heartbeat, s.IssuerKey, s.Acknowledgement, s.Erasure, s.Admin,
     )  # fmt: skip
     parts = [
         f"### Kind {_tag(kind)}\n\n{_sentences(kind)}\n\n{fields_of(kind, without=_CHAIN)}" for kind in kinds

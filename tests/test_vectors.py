@@ -162,7 +162,7 @@ def test_statements() -> None:
         body = json.loads(payload)
         assert (body["seq"], body.get("prev")) == chains[each["issuer"]]
         chains[each["issuer"]] = (body["seq"] + 1, each["leaf_hash"])
-    assert len({each["kind"] for each in statements}) == 10
+    assert len({each["kind"] for each in statements}) == 11
 
 
 def test_statements_by_another_library() -> None:

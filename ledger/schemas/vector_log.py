@@ -33,6 +33,7 @@ from ledger.core.records import (
 )
 from ledger.core.statements import (
     Acknowledgement,
+    Admin,
     Batch,
     Correction,
     DeploymentStatement,
@@ -174,6 +175,10 @@ def sample_log() -> SampleLog:
     by_issuer(Erasure, statement=batch.leaf_hash.hex(), positions=(0, 2), rule="retention of 180 days")
     by_issuer(PricesStatement, prices=sample_prices())
     by_log(action="revoke", issuer=ISSUER, kid=keys[ISSUER].public.kid.hex(), reason="decommissioned")
+    detail = (
+        b'{"by":"operator","key":"0123456789ab","salt":"00000000000000000000000000000000","scopes":"read"}'
+    )
+    chains.sign(Admin, ORIGIN, log_key, action="api-key.create", detail=hashlib.sha256(detail).hexdigest())
     return SampleLog(log_key, keys, tuple(chains.statements), records)
 
 

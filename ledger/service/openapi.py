@@ -154,6 +154,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             _drop_default_422(operation)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            # Bodies that operations read themselves: what their models refer to is the document's, too.
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                for name, schema in content.get("schema", {}).get("$defs", {}).items():
+                    schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()

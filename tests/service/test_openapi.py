@@ -26,7 +26,9 @@ EXPECTED = {
     ("GET", "/factors/{digest}"),
     ("GET", "/prices"),
     ("GET", "/prices/{digest}"), ("GET", "/problems"), ("GET", "/problems/{code}"), ("GET", "/healthz"),
-    ("GET", "/metrics"),
+    ("GET", "/metrics"), ("GET", "/query"), ("POST", "/query"), ("GET", "/budgets"), ("POST", "/budgets"),
+    ("POST", "/budgets/{name}/remove"), ("GET", "/budgets/alerts"), ("POST", "/budgets/check"),
+    ("POST", "/budgets/release"), ("POST", "/invitations"), ("POST", "/enrolments"), ("GET", "/acts"),
 }  # fmt: skip
 
 
@@ -61,13 +63,15 @@ def test_operations_are_complete(document: dict[str, Any]) -> None:
         good = [answer for status, answer in operation["responses"].items() if status.startswith("2")]
         assert good, place
         for answer in good:
-            for content in answer["content"].values():
+            for content in answer.get("content", {}).values():
                 if path.startswith("/problems"):
                     continue
                 assert "example" in content or "schema" in content, place
         if not path.startswith("/problems"):
-            assert any("example" in c for answer in good for c in answer["content"].values()), place
-        if method == "POST":
+            assert "204" in operation["responses"] or any(
+                "example" in c for answer in good for c in answer["content"].values()
+            ), place
+        if method == "POST" and path != "/budgets/{name}/remove":
             (content,) = operation["requestBody"]["content"].values()
             assert content["example"], place
             assert content["schema"], place
@@ -80,7 +84,7 @@ def test_operations_are_complete(document: dict[str, Any]) -> None:
 def test_problems_have_their_own_status(document: dict[str, Any]) -> None:
     for method, path, operation in operations(document):
         for status, answer in operation["responses"].items():
-            examples = answer["content"].get("application/problem+json", {}).get("examples", {})
+            examples = answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
             for code in examples:
                 assert str(PROBLEM_TYPES[code].status) == status, (method, path, code)
 
@@ -90,7 +94,7 @@ def codes(document: dict[str, Any], method: str, path: str) -> set[str]:
     return {
         code
         for answer in answers
-        for code in answer["content"].get("application/problem+json", {}).get("examples", {})
+        for code in answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
     }
 
 
