@@ -41,7 +41,8 @@ def batch(log: Ledger, first: int):
 
 def verdict(log: Ledger, tmp_path: Path, *keys: PrivateKey):
     vkeys = "\n".join(format_vkey(log_verifier_key(ORIGIN, key.public)) for key in keys)
-    return audit(open_source(tmp_path / "ledger.db"), vkeys)
+    url = log.store.engine.url.render_as_string(hide_password=False)
+    return audit(open_source(url), vkeys)
 
 
 def receipt_of(log: Ledger, leaf: int) -> bytes:

@@ -135,6 +135,7 @@ def test_a_long_log_is_read_on_in_the_middle_of_a_bundle(log: ServedLog, tmp_pat
     assert load_state(tmp_path / "m", ORIGIN).size == 523
 
 
+@pytest.mark.sqlite
 def test_fork_drill(log: ServedLog, tmp_path: Path, hook: Hook) -> None:
     """An old copy is put back and served; then it grows into another history. Both are told, once each."""
     log.send()
@@ -196,6 +197,7 @@ def test_statements_that_do_not_follow(log: ServedLog, tmp_path: Path) -> None:
     assert codes(monitor) == ["seq-gap"]
 
 
+@pytest.mark.sqlite
 def test_witnesses_are_asked(log: ServedLog, tmp_path: Path) -> None:
     with running(tmp_path / "w", "w.example/w", ["ed25519"]) as witness:
         witness.know(*log.keys())
@@ -221,6 +223,7 @@ def test_witnesses_are_asked(log: ServedLog, tmp_path: Path) -> None:
         assert codes(fresh) == ["forked"]
 
 
+@pytest.mark.sqlite
 def test_the_command(log: ServedLog, tmp_path: Path, hook: Hook) -> None:
     vkey = tmp_path / "log.vkey"
     vkey.write_text(format_vkey(log.keys()[0]))

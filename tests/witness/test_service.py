@@ -205,6 +205,7 @@ def test_kept_cosigned_checkpoints_are_the_newest_few(log: Log, monkeypatch) -> 
     assert newest.size == leaf + 1
 
 
+@pytest.mark.sqlite
 def test_fork_drill_a_restored_old_copy_is_refused(log: Log, witnesses) -> None:
     """A copy that is consistent with itself, without anything of the operator's own that knows better."""
     with log.serving():
@@ -324,6 +325,7 @@ def test_restoring_asks_the_witnesses(
     witnesses[0].start()
 
 
+@pytest.mark.sqlite
 def test_auditors_judge_by_the_policy(log: Log, witnesses) -> None:
     from ledger.audit import audit, open_source, verify_data
     from ledger.core.checkpoint import Checkpoint
