@@ -2,9 +2,9 @@
 
 OTLP 1.x in its JSON encoding (ids in hex, 64-bit integers as text), attributes by the GenAI semantic
 conventions, which are still in development; what they have no name for is called ``tallystick.*``, in
-integers with the unit in the name. The trace of a span is named after the first record of its chain (``parent``), so
-that the calls of an agent are one trace. A span repeats what a record says and proves nothing: it names the
-record's place and hash, by which anybody finds the proof.
+integers with the unit in the name. The trace of a span is named after the first record of its chain
+(``parent``), so that the calls of an agent are one trace. A span repeats what a record says and proves
+nothing: it names the record's place and hash, by which anybody finds the proof.
 """
 
 from __future__ import annotations
