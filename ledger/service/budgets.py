@@ -213,7 +213,6 @@ _ALERT = {
 
 def _body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     content = {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}
-    content["schema"].pop("$defs", None)
     return {"requestBody": {"required": True, "content": {JSON: content | {"example": example}}}}
 
 
