@@ -156,7 +156,7 @@ def retire(
 @command(
     app,
     "tallystick log-key freeze ledger-2026 --successor log.example.com/2027 --yes",
-    "tallystick log-key freeze ledger-2026 --successor log.example.com/2027 --successor-key 2027.pub --yes --json",
+    "tallystick log-key freeze ledger-2026 --successor log.example.com/27 --successor-key 27.pub --yes --json",
 )
 def freeze(
     directory: Directory,

@@ -63,9 +63,9 @@ def monitor(
     """Follow logs: check that each only grows, that its entries and issuers' chains hold, and who cosigned.
 
     Exit code with --once: 0 all is well, 1 a log contradicts itself, 2 something could not be told (a log
-    or witness that does not answer, a missing quorum). Without it, it runs until it is stopped, and the code is
-    the worst seen. Contradicting checkpoints are kept under DIR/evidence. The webhook's bearer token is read from
-    TALLYSTICK_WEBHOOK_TOKEN; internal hosts from TALLYSTICK_INTERNAL_HOSTS.
+    or witness that does not answer, a missing quorum). Without it, it runs until it is stopped, and the code
+    is the worst seen. Contradicting checkpoints are kept under DIR/evidence. The webhook's bearer token is
+    read from TALLYSTICK_WEBHOOK_TOKEN; internal hosts from TALLYSTICK_INTERNAL_HOSTS.
 
     With --json: one document each round: a list of log, url, size, entries, records, seconds, alarms (code,
     what, where, grave, new).

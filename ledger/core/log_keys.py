@@ -56,7 +56,10 @@ def public_of_log_key(key: VerifierKey) -> PublicKey:
     if key.sig_type == COSIGNATURE_ML_DSA_44:
         return public_from_ml_dsa_44(key.public_key, where=key.name)
     raise InvalidError(
-        "is the key of a witness, not of a log", where=key.name, remedy="pass the log's own key", code="bad-key"
+        "is the key of a witness, not of a log",
+        where=key.name,
+        remedy="pass the log's own key",
+        code="bad-key",
     )
 
 

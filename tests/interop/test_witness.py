@@ -1,7 +1,7 @@
 """Asks another implementation's witness: torchwood's, in Go, where TALLYSTICK_OTHER_WITNESS names one.
 
-The program takes: state file, name, hex seed of its key, address, then origin and verifier key of each log. It
-prints its verifier key. `docs/how-to/witness.md` tells how one is built. Without it, the cases of the
+The program takes: state file, name, hex seed of its key, address, then origin and verifier key of each log;
+it prints its verifier key. `docs/how-to/witness.md` tells how one is built. Without it, the cases of the
 specification in `tests/witness` are what there is.
 """
 
@@ -92,7 +92,8 @@ def test_both_answer_alike(other, log: MadeLog, tmp_path: Path) -> None:
         format_request(AddCheckpoint(9, (), log.note(8))), format_request(AddCheckpoint(8, (), log.note(9))),
         format_request(AddCheckpoint(8, (*log.prove(8, 9)[::-1], bytes(32)), log.note(9))),
         format_request(AddCheckpoint(8, log.prove(8, 9), format_note(Note(broken.text, (wrong,))))),
-        b"", b"old x\n\n" + log.note(9), b"old 8\nAAAA\n\n" + log.note(9), log.request(8, 9), log.request(9, 64),
+        b"", b"old x\n\n" + log.note(9), b"old 8\nAAAA\n\n" + log.note(9), log.request(8, 9),
+        log.request(9, 64),
     ]  # fmt: skip
     for number, body in enumerate(requests):
         reply = ours.add_checkpoint(body)
