@@ -155,8 +155,8 @@ def retire(
 
 @command(
     app,
-    "tallystick log-key freeze ledger-2026 --successor log.example.com/2027 --yes",
-    "tallystick log-key freeze ledger-2026 --successor log.example.com/27 --successor-key 27.pub --yes --json",
+    "tallystick log-key freeze ledger-2026 --successor log.example.com/2027 --yes --json",
+    "tallystick log-key freeze ledger-2026 --successor log.example.com/27 --successor-key 27.pub --yes",
 )
 def freeze(
     directory: Directory,
