@@ -44,7 +44,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
     ),
     "postgres": (
         "Batches of 256 records over HTTP into PostgreSQL, verified and durable, beside COPY of the same "
-        "record bytes into a table with three indexes in the same server, one commit per 256 (and per 1,000).",
+        "record bytes into a table with three indexes in the same server, a commit per 256 (and per 1,000).",
         (Bar("ratio_256", least=0.6), Bar("bytes_per_record", most=450)),
     ),
     "group_commit": (
