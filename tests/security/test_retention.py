@@ -207,3 +207,17 @@ def test_erase_command(tmp_path: Path) -> None:
     assert report["verdict"] == "sound", report
     assert any("Art. 17" in note for note in report["notes"])
     assert json_of(run_command("erase", path, "--purge", "--json"))["purged"]
+
+    import pyarrow.parquet as pq
+
+    from ledger import zstd
+
+    assert run_command("backup", path, tmp_path / "backup").exit_code == 0
+    tables = tmp_path / "backup" / "tables"
+    ids = {bytes(each) for each in pq.read_table(tables / "record_index.parquet")["id"].to_pylist()}
+    assert len(ids) == len(folder.records) - 1
+    assert bytes.fromhex(record.id.replace("-", "")) not in ids
+    blocks = [each for each in pq.read_table(tables / "statement.parquet")["records"].to_pylist() if each]
+    plain = b"".join(zstd.decompress_bounded(block, 1 << 24) or b"" for block in blocks)
+    assert folder.records[1].id.encode() in plain
+    assert record.id.encode() not in plain
