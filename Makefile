@@ -29,7 +29,7 @@ REPORTS_DIR ?= sample-reports
 FUZZ_SECONDS ?= 60
 FAULT_ROUNDS ?= 20
 CONTRACT_EXAMPLES ?= 60
-AUDIT_OPTIONS ?=
+AUDIT_OPTIONS ?= --offline
 FAULT_MINUTES ?= 1
 
 # The newest Python from 3.11 on; `make PYTHON=/path/to/python` picks another one.
@@ -182,8 +182,8 @@ fuzz: $(STAMP) ## Feed broken input to every parser (FUZZ_SECONDS=60)
 schemathesis: $(STAMP) ## Call every operation with what the contract allows and forbids (CONTRACT_EXAMPLES=60)
 	$(BIN)/python -m tests.security.contract --examples $(CONTRACT_EXAMPLES)
 
-# Known weaknesses of dependencies are looked up, in what AUDIT_OPTIONS names; where that cannot be reached, the
-# rest is checked, and it is said.
+# Nothing is looked up over the network unless asked: AUDIT_OPTIONS='--advisories FOLDER' reads a copy of the PyPA
+# advisory database, AUDIT_OPTIONS= asks the package index.
 .PHONY: security
 security: $(STAMP) ## Look for weak code, known weaknesses of dependencies, and secrets in the repository
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ledger cli
