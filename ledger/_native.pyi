@@ -31,9 +31,10 @@ def is_record(data: bytes, /) -> bool:
 def record_columns(data: bytes, /) -> list[tuple[Any, ...]] | None:
     """The columns of newline-ended canonical records as buffers of Arrow arrays, if all certainly hold.
 
-    In the order of ``export_layout.record_columns``, then the records' bytes. Each is the number of nulls, the
-    validity bitmap (None without nulls) and the buffers: of integers (int64) the values; of text the 32-bit
-    offsets and the bytes; of ``quality`` the lists' offsets, the names' offsets and bytes, values and scales.
+    In the order of ``export_layout.record_columns``, then the records' bytes. Each is the number of nulls,
+    the validity bitmap (None without nulls) and the buffers: of integers (int64) the values; of text the
+    32-bit offsets and the bytes; of ``quality`` the lists' offsets, the names' offsets and bytes, values and
+    scales.
     """
 
 def record_lines(data: bytes, /) -> list[bytes] | None:

@@ -63,7 +63,7 @@ def open_destination(url: str) -> ObjectStore:
         from obstore.store import LocalStore, from_url
     except ModuleNotFoundError:
         raise UnavailableError(
-            "obstore is not installed", remedy="pip install 'tallystick[objects]'", code="missing-extra"
+            "obstore is not installed", remedy="pip install 'tallystick[objects]'", code="missing-package"
         ) from None
     if "://" not in url:
         return LocalStore(url, mkdir=True)
@@ -147,7 +147,7 @@ def _published(destination: ObjectStore, log_keys: LogKeys) -> Checkpoint | None
     except FileNotFoundError:
         return None
     if found.meta["size"] > _MAX_NOTE_BYTES:
-        raise CorruptError("is no checkpoint", where=CHECKPOINT, code="malformed-note")
+        raise CorruptError("is no checkpoint", where=CHECKPOINT)
     return open_checkpoint(bytes(found.bytes()), log_keys)
 
 

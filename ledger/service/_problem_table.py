@@ -251,8 +251,8 @@ TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "unknown-document", 422, "Deployment, factor set or price book not in the log",
-        "A record refers to a deployment or factor set, or a batch to a price book, by a digest that was never "
-        "published in this log.",
+        "A record refers to a deployment or factor set, or a batch to a price book, by a digest that was "
+        "never published in this log.",
         "Publish the document first: a deployment, factors or prices statement to /entries.",
     ),
     (

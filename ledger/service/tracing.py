@@ -47,7 +47,7 @@ def tracing_from_environment(environment: Mapping[str, str] = os.environ) -> Tra
         raise UnavailableError(
             f"{_ENDPOINTS[0]} is set, but {error.name} is not installed",
             remedy="pip install 'tallystick[tracing]', or unset it",
-            code="missing-extra",
+            code="missing-package",
         ) from None
 
 

@@ -65,7 +65,11 @@ def structs_of(module: Any) -> list[type[msgspec.Struct]]:
 @pytest.mark.parametrize(
     ("name", "struct"),
     [
-        *(("formats.md", each) for module in (records, price_books, statements) for each in structs_of(module)),
+        *(
+            ("formats.md", each)
+            for module in (records, price_books, statements)
+            for each in structs_of(module)
+        ),
         *(("exports.md", each) for each in structs_of(export_layout)),
         *(("reports.md", each) for module in (document, inputs) for each in structs_of(module)),
     ],
@@ -91,8 +95,8 @@ def test_every_constant_of_commitments_is_documented() -> None:
     from ledger.core import commitments
 
     text = page("formats.md")
-    for tag in (commitments._CHUNK_TAG, commitments._DIGEST_TAG, commitments._SALT_TAG):
-        assert f'"{tag.decode()}"' in text
+    for tag in (commitments._CHUNK_TAG.decode(), commitments._DIGEST_TAG.decode(), commitments._SALT_TAG):
+        assert f'"{tag}"' in text
 
 
 # --- problems, settings ----------------------------------------------------------------------------------

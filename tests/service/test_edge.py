@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 
 import pytest
@@ -182,7 +181,7 @@ def test_decompression_is_bounded(data: bytes, limit: int) -> None:
         assert caught.value.code == "compressed-bomb"
 
 
-@pytest.mark.parametrize("data", [b"", b"x", os.urandom(100), zstd.compress(b"abc")[:-1]])
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(100)), zstd.compress(b"abc")[:-1]])
 def test_other_bytes_do_not_decompress(data: bytes) -> None:
     with pytest.raises(InvalidError) as caught:
         decompress(data, max_bytes=1000)
