@@ -59,8 +59,10 @@ def unmatched(
 def commit(kind: bytes, unit: int, content: bytes, salt: bytes, /) -> bytes | None:
     """The digest that commits to ``content``, which counts as ``len(content) // unit``."""
 
-def commit_salted(key: bytes, info: bytes, content: bytes, /) -> str | None:
-    """The digest, in hexadecimal, over packed token ids under the salt ``hmac(key, info)``."""
+def commit_record(
+    key: bytes, record_id: str, packed: bytes | None, request_id: str | None, /
+) -> tuple[str | None, str | None, str | None] | None:
+    """``commitments.commit_record``."""
 
 def hmac(key: bytes, message: bytes, /) -> bytes | None:
     """HMAC-SHA256."""

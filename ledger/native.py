@@ -11,7 +11,7 @@ import os
 
 __all__ = ["hashing", "parsing"]
 
-_VERSION = 6
+_VERSION = 7
 """Of the functions' signatures. What was built from other sources is not used."""
 
 try:

@@ -391,23 +391,97 @@ static PyObject *py_commit(PyObject *self, PyObject *const *args, Py_ssize_t cou
     return out;
 }
 
-/* commit_salted(key, info, content): the digest, in hexadecimal, that commits to packed ids under the salt
- * HMAC(key, info). */
-static PyObject *py_commit_salted(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
+static uint64_t load_le64(const uint8_t *at) {
+    uint64_t value = 0;
+    for (int i = 7; i >= 0; i--)
+        value = value << 8 | at[i];
+    return value;
+}
+
+/* Lower-case hexadecimal. */
+static PyObject *hex_text(const uint8_t digest[HASH_SIZE]) {
     static const char digits[] = "0123456789abcdef";
-    uint8_t salt[SALT_SIZE], digest[HASH_SIZE];
     char text[2 * HASH_SIZE];
-    if (count != 3 || !PyBytes_CheckExact(args[0]) || !PyBytes_CheckExact(args[1]) || !PyBytes_CheckExact(args[2]))
-        Py_RETURN_NONE;
-    hmac_sha256(raw(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), raw(args[1]), (size_t)PyBytes_GET_SIZE(args[1]), salt);
-    if (!commit('t', raw(args[2]), (size_t)PyBytes_GET_SIZE(args[2]), 4, salt, digest))
-        return PyErr_NoMemory();
     for (int i = 0; i < HASH_SIZE; i++) {
         text[2 * i] = digits[digest[i] >> 4];
         text[2 * i + 1] = digits[digest[i] & 15];
     }
     return PyUnicode_DecodeASCII(text, sizeof text, NULL);
+}
+
+/* The salt of one of a record's purposes; `id` is short (see py_commit_record). */
+static void record_salt(PyObject *key, const char *id, size_t size, const char *purpose, uint8_t salt[SALT_SIZE]) {
+    static const char tag[] = "tallystick salt v1";
+    uint8_t info[128];
+    const size_t rest = strlen(purpose);
+    memcpy(info, tag, sizeof tag - 1);
+    memcpy(info + sizeof tag - 1, id, size);
+    memcpy(info + sizeof tag - 1 + size, purpose, rest);
+    hmac_sha256(raw(key), (size_t)PyBytes_GET_SIZE(key), info, sizeof tag - 1 + size + rest, salt);
+}
+
+/* commit_record(key, id, packed, request): the commitments, in hexadecimal, to both ids that pack_pair packed
+ * and to a request id, each under its salt; None for what is not there. */
+static PyObject *py_commit_record(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    static const char *const purposes[3] = {"/input\1", "/output\1", "/request\1"};
+    Py_ssize_t id_size, request_size = 0;
+    const char *id, *request = NULL;
+    uint8_t salt[SALT_SIZE], digest[HASH_SIZE];
+    int64_t counts[2] = {-1, -1};
+    const uint8_t *content = NULL;
+    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyUnicode_CheckExact(args[1]))
+        Py_RETURN_NONE;
+    if (!(id = PyUnicode_AsUTF8AndSize(args[1], &id_size))) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    if (id_size > 64)
+        Py_RETURN_NONE;
+    if (args[3] != Py_None) {
+        if (!PyUnicode_CheckExact(args[3]))
+            Py_RETURN_NONE;
+        if (!(request = PyUnicode_AsUTF8AndSize(args[3], &request_size))) { /* half a surrogate pair */
+            PyErr_Clear();
+            Py_RETURN_NONE;
+        }
+    }
+    if (args[2] != Py_None) {
+        if (!PyBytes_CheckExact(args[2]) || PyBytes_GET_SIZE(args[2]) < PAIR_HEAD)
+            Py_RETURN_NONE;
+        content = raw(args[2]) + PAIR_HEAD;
+        uint64_t left = (uint64_t)(PyBytes_GET_SIZE(args[2]) - PAIR_HEAD);
+        for (int i = 0; i < 2; i++) {
+            counts[i] = (int64_t)load_le64(raw(args[2]) + 8 * i);
+            if (counts[i] < -1 || (counts[i] > 0 && (uint64_t)counts[i] > left / 4))
+                Py_RETURN_NONE;
+            left -= counts[i] > 0 ? 4 * (uint64_t)counts[i] : 0;
+        }
+        if (left)
+            Py_RETURN_NONE;
+    }
+    PyObject *out = PyTuple_New(3);
+    for (int i = 0; out && i < 3; i++) {
+        PyObject *text;
+        if (i == 2 ? !request : counts[i] < 0) {
+            text = Py_NewRef(Py_None);
+        } else {
+            record_salt(args[0], id, (size_t)id_size, purposes[i], salt);
+            if (i == 2) {
+                hmac_sha256(salt, SALT_SIZE, (const uint8_t *)request, (size_t)request_size, digest);
+                text = hex_text(digest);
+            } else {
+                const size_t size = 4 * (size_t)counts[i];
+                text = commit('t', content, size, 4, salt, digest) ? hex_text(digest) : PyErr_NoMemory();
+                content += size;
+            }
+        }
+        if (!text)
+            Py_CLEAR(out);
+        else
+            PyTuple_SET_ITEM(out, i, text);
+    }
+    return out;
 }
 
 static PyObject *py_shake256(PyObject *self, PyObject *const *args, Py_ssize_t count) {
@@ -775,7 +849,7 @@ static PyMethodDef methods[] = {
 /* Only where the processor has the instructions. */
 static PyMethodDef hash_methods[] = {
     {"commit", (PyCFunction)(void (*)(void))py_commit, METH_FASTCALL, NULL},
-    {"commit_salted", (PyCFunction)(void (*)(void))py_commit_salted, METH_FASTCALL, NULL},
+    {"commit_record", (PyCFunction)(void (*)(void))py_commit_record, METH_FASTCALL, NULL},
     {"fold_pairs", py_fold_pairs, METH_O, NULL},
     {"hmac", (PyCFunction)(void (*)(void))py_hmac, METH_FASTCALL, NULL},
     {"leaf_hash", py_leaf_hash, METH_O, NULL},
@@ -788,7 +862,7 @@ static PyMethodDef hash_methods[] = {
 
 static int execute(PyObject *module) {
     has_hashes = sha256_available();
-    if (PyModule_AddIntConstant(module, "VERSION", 6) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
+    if (PyModule_AddIntConstant(module, "VERSION", 7) < 0 || PyModule_AddIntConstant(module, "HASHES", has_hashes) < 0)
         return -1;
     return has_hashes ? PyModule_AddFunctions(module, hash_methods) : 0;
 }

@@ -34,11 +34,12 @@ __all__ = [
     "CHUNK_TOKENS",
     "ChunkOpening",
     "Opening",
-    "commit_packed",
+    "commit_record",
     "commit_request",
     "commit_text",
     "commit_tokens",
     "open_chunk",
+    "pack_ids",
     "pack_pair",
     "record_salt",
     "tenant_key",
@@ -89,11 +90,7 @@ def tenant_key(issuer_secret: bytes, tenant_secret: bytes) -> bytes:
 
 def record_salt(key: bytes, record_id: str, purpose: str) -> bytes:
     """HKDF-Expand to the 32-byte salt of one record's ``purpose`` (``input``, ``output``, ``request``)."""
-    return _hmac(key, _salt_info(record_id, purpose))
-
-
-def _salt_info(record_id: str, purpose: str) -> bytes:
-    return f"{_SALT_TAG}{record_id}/{purpose}\x01".encode()
+    return _hmac(key, f"{_SALT_TAG}{record_id}/{purpose}\x01".encode())
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
@@ -129,6 +126,19 @@ thirtieth of the lists' memory, and nothing that another processor core must fet
 pack_pair = (lambda _input, _output: None) if _packing is None else _packing.pack_pair
 
 
+def pack_ids(first: Sequence[int] | None, second: Sequence[int] | None) -> bytes | None:
+    """As ``pack_pair``, of anything that holds ids, with or without the native part; None for two Nones.
+
+    Raises:
+        InvalidError: an id is not an integer within 32 bits.
+    """
+    if first is None and second is None:
+        return None
+    pieces = [None if ids is None else token_bytes(ids) for ids in (first, second)]
+    counts = [-1 if piece is None else len(piece) // 4 for piece in pieces]
+    return struct.pack("<qq", *counts) + b"".join(piece for piece in pieces if piece)
+
+
 def unpack_pair(packed: bytes) -> tuple[bytes | None, bytes | None]:
     """The ``token_bytes`` of both, None where there were none."""
     first, second = _pair(packed)
@@ -141,13 +151,36 @@ def commit_tokens(tokens: Sequence[int], salt: bytes) -> bytes:
     return _digest("tokens", token_bytes(tokens), salt)
 
 
-def commit_packed(content: bytes, key: bytes, record_id: str, purpose: str) -> str:
-    """``commit_tokens`` of ``token_bytes`` under ``record_salt(key, record_id, purpose)``, in hexadecimal."""
+def commit_record(
+    key: bytes, record_id: str, packed: bytes | None, request_id: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """A record's commitments to its input, its output and its request id, in hexadecimal; None without one.
+
+    Each as ``commit_tokens`` or ``commit_request`` gives it, under the record's salt for that purpose.
+
+    Args:
+        key: the ``tenant_key``.
+        record_id: of the record.
+        packed: both token ids, as ``pack_ids`` gives them.
+        request_id: the caller's.
+
+    Raises:
+        InvalidError: the request id is not Unicode.
+    """
     if _native is not None:
-        found = _native.commit_salted(key, _salt_info(record_id, purpose), content)
+        found = _native.commit_record(key, record_id, packed, request_id)
         if found is not None:
             return found
-    return _digest("tokens", content, record_salt(key, record_id, purpose)).hex()
+
+    def salt(purpose: str) -> bytes:
+        return record_salt(key, record_id, purpose)
+
+    given, made = (None, None) if packed is None else unpack_pair(packed)
+    return (
+        None if given is None else _digest("tokens", given, salt("input")).hex(),
+        None if made is None else _digest("tokens", made, salt("output")).hex(),
+        None if request_id is None else commit_request(request_id, salt("request")).hex(),
+    )
 
 
 def commit_text(text: str, salt: bytes) -> bytes:

@@ -10,16 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from ledger.core.canonical import encode_canonical
 from ledger.core.commitments import (
-    commit_packed,
-    commit_request,
+    commit_record,
     commit_text,
+    pack_ids,
     record_salt,
-    token_bytes,
-    unpack_pair,
 )
 from ledger.core.errors import InvalidError
 from ledger.core.records import (
@@ -40,7 +39,7 @@ from ledger.emit.factor_source import Factors, FactorSource
 from ledger.emit.identity import NO_TENANT, Tenants
 from ledger.emit.pricing import PriceSource
 from ledger.energy.estimation import estimate_from_power
-from ledger.energy.factors import figures
+from ledger.energy.factors import figures_at
 
 __all__ = ["Composed", "Composer", "Report", "checked_deployment"]
 
@@ -91,8 +90,11 @@ class Report(NamedTuple):
 _TENANT = Report._fields.index("tenant")
 
 
-class Composed(NamedTuple):
-    """A record, its canonical bytes, and the documents that its batch needs published."""
+class Composed(msgspec.Struct, frozen=True, gc=False):
+    """A record, its canonical bytes, and the documents that its batch needs published.
+
+    Out of sight of the garbage collector, like records: hundreds wait in a block.
+    """
 
     record: Record
     line: bytes
@@ -184,15 +186,16 @@ class Composer:
         energy = report.energy
         if energy is None and not metered:
             energy = _modelled(deployment, report.busy_us)
-        factors = self._factors.now
-        carbon = None if energy is None or factors is None else figures(energy, factors, report.busy_us or 0)
+        rates = self._factors.rates
+        carbon = None if energy is None or rates is None else figures_at(rates, energy, report.busy_us or 0)
         cost, currency, by = report.cost_nano, report.currency, None
         if self._prices is not None and cost is None and currency is None:
             rated = self._prices.rate(deployment, digest, report.usage, report.started_us)
             if rated is not None:
                 cost, by = rated
                 currency = by.currency
-        input_ids, output_ids = _content(report)
+        packed = report.packed or pack_ids(report.input_ids, report.output_ids)
+        given, made, request = commit_record(key, report.id, packed, report.request_id)
         record = Record(
             id=report.id,
             deployment=digest,
@@ -201,15 +204,11 @@ class Composer:
             usage=report.usage,
             first_token_us=_given(report.first_token_us),
             finish_reason=_plain_reason(report.finish_reason),
-            request=(
-                UNSET
-                if report.request_id is None
-                else commit_request(report.request_id, record_salt(key, report.id, "request")).hex()
-            ),
+            request=_given(request),
             tenant=UNSET if name == NO_TENANT else self._tenants.pseudonym(name),
             factors=UNSET if carbon is None else self._factors.digest,
-            input=_commitment(input_ids, report.input_text, key, report.id, "input"),
-            output=_commitment(output_ids, report.output_text, key, report.id, "output"),
+            input=_commitment(given, report.input_text, key, report.id, "input"),
+            output=_commitment(made, report.output_text, key, report.id, "output"),
             energy=_given(energy),
             carbon_ng=UNSET if carbon is None else carbon.carbon_ng,
             carbon_low_ng=UNSET if carbon is None else _given(carbon.carbon_low_ng),
@@ -229,7 +228,7 @@ class Composer:
             raise InvalidError(f"cannot be encoded: {error}", where=report.id, code="schema") from None
         # What a reader would refuse must not be signed.
         record = as_read(record, line, where=report.id)
-        return Composed(record, line, deployment, None if carbon is None else factors, by)
+        return Composed(record, line, deployment, None if carbon is None else self._factors.now, by)
 
 
 def _steadied(report: Report, began_ns: int, now_us: int) -> Report:
@@ -282,19 +281,12 @@ def _plain_reason(reason: str | None) -> str | UnsetType:
     return re.sub("[^a-z]+", "_", reason.lower()).strip("_")[:_MAX_REASON] or UNSET
 
 
-def _content(report: Report) -> tuple[bytes | None, bytes | None]:
-    """The token ids as bytes, where they are known."""
-    if report.packed is not None:
-        return unpack_pair(report.packed)
-    given, made = report.input_ids, report.output_ids
-    return None if given is None else token_bytes(given), None if made is None else token_bytes(made)
-
-
 def _commitment(
-    ids: bytes | None, text: str | None, key: bytes, record_id: str, purpose: str
+    to_ids: str | None, text: str | None, key: bytes, record_id: str, purpose: str
 ) -> Commitment | UnsetType:
-    if ids is not None:
-        return Commitment(digest=commit_packed(ids, key, record_id, purpose), of="tokens")
+    """The commitment to token ids, or else to text, where there is either."""
+    if to_ids is not None:
+        return Commitment(digest=to_ids, of="tokens")
     if text is not None:
         return Commitment(digest=commit_text(text, record_salt(key, record_id, purpose)).hex(), of="text")
     return UNSET

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 from ledger.core.canonical import encode_canonical
 from ledger.core.records import FactorSet, decode_factor_set, document_digest
+from ledger.energy.factors import Rates, rates
 
 __all__ = ["FactorSource", "Factors", "LiveFactorSource", "checked_factors"]
 
@@ -26,7 +27,7 @@ Factors: TypeAlias = FactorSet | LiveFactorSource | Callable[[], FactorSet]
 
 
 class FactorSource:
-    """The factor set of now and its digest. Used by one thread.
+    """The factor set of now, its digest and its rates. Used by one thread.
 
     Args:
         factors: None records energy alone.
@@ -38,6 +39,7 @@ class FactorSource:
     def __init__(self, factors: Factors | None) -> None:
         self.now: FactorSet | None = None
         self.digest = ""
+        self.rates: Rates | None = None
         self._ask: Callable[[], FactorSet] | None = None
         self._complained = ""
         if isinstance(factors, FactorSet):
@@ -61,7 +63,7 @@ class FactorSource:
 
     def _use(self, factors: FactorSet) -> None:
         checked = checked_factors(factors)
-        self.now, self.digest = checked, document_digest(checked)
+        self.now, self.digest, self.rates = checked, document_digest(checked), rates(checked)
 
 
 def checked_factors(factors: FactorSet) -> FactorSet:

@@ -1,22 +1,29 @@
 """Owns batches in the making: which records go into one statement, their root, their totals.
 
-A block takes records until the statement could not carry more: its count, its bytes, its documents, or a sum
-that would pass 2^53 - 1.
+A block takes records until the statement could not carry more: its count, its bytes, its documents. Should a
+sum pass 2^53 - 1, it falls into pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from ledger import zstd
-from ledger.core.canonical import MAX_SAFE_INTEGER
-from ledger.core.merkle import root
+from ledger.core.errors import InvalidError
+from ledger.core.merkle import HASH_SIZE, hash_lines
 from ledger.core.price_books import PriceBook
-from ledger.core.records import Deployment, FactorSet, Record, record_hash
-from ledger.core.statements import MAX_BATCH_DOCUMENTS, MAX_BATCH_PRICES, Batch, SignedStatement, Totals
+from ledger.core.records import Deployment, FactorSet
+from ledger.core.statements import (
+    MAX_BATCH_DOCUMENTS,
+    MAX_BATCH_PRICES,
+    Batch,
+    SignedStatement,
+    Totals,
+    sum_records,
+)
 from ledger.emit.compose import Composed
 from ledger.emit.head import Head
 
@@ -26,18 +33,6 @@ MAX_BLOCK_BYTES = 8 << 20
 """Bytes of records in one batch: a quarter of what the ledger takes, and quickly sent again."""
 _ZSTD_LEVEL = 1
 """On records, which are half hashes, level 3 takes three times as long and saves nothing."""
-_SUMS = (
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "reasoning_tokens",
-    "energy_uj",
-    "carbon_ng",
-    "carbon_market_ng",
-    "embodied_ng",
-    "water_nl",
-)
-"""The fields of ``Totals``, in the order of ``_figures``."""
 
 
 class Block:
@@ -50,85 +45,93 @@ class Block:
     def __init__(self, max_records: int) -> None:
         self._max_records = max_records
         self._size = 0
-        self._sums = [0] * len(_SUMS)
-        self._unknown = list(range(len(_SUMS)))  # sums that no record has added to
+        self._parts: list[Composed] = []
         self.lines: list[bytes] = []  # each with its newline
-        self.hashes: list[bytes] = []
         self.ids: list[str] = []
         self.deployments: dict[str, Deployment] = {}
         self.factors: dict[str, FactorSet] = {}
         self.prices: dict[str, PriceBook] = {}
-        self.first_us = MAX_SAFE_INTEGER
-        self.last_us = 0
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def add(self, composed: Composed) -> bool:
         """Add a record; False, and nothing changed, if it does not fit."""
-        record, line = composed.record, composed.line
-        if len(self.lines) >= self._max_records or self._size + len(line) + 1 > MAX_BLOCK_BYTES:
+        record, line, by = composed.record, composed.line, composed.by
+        size = self._size + len(line) + 1
+        if len(self.lines) >= self._max_records or size > MAX_BLOCK_BYTES:
             return False
-        if record.deployment not in self.deployments and len(self.deployments) >= MAX_BATCH_DOCUMENTS:
+        new_deployment = record.deployment not in self.deployments
+        if new_deployment and len(self.deployments) >= MAX_BATCH_DOCUMENTS:
             return False
-        if (
-            record.factors is not UNSET
-            and record.factors not in self.factors
-            and len(self.factors) >= MAX_BATCH_DOCUMENTS
-        ):
+        new_factors = record.factors is not UNSET and record.factors not in self.factors
+        if new_factors and len(self.factors) >= MAX_BATCH_DOCUMENTS:
             return False
-        by = composed.by
-        if by is not None and by.digest not in self.prices and len(self.prices) >= MAX_BATCH_PRICES:
-            return False
-        figures = _figures(record)
-        sums = [
-            sum_ if figure is UNSET else sum_ + figure
-            for sum_, figure in zip(self._sums, figures, strict=True)
-        ]
-        if max(sums) > MAX_SAFE_INTEGER:
-            return False
-        self._sums = sums
-        if self._unknown:
-            self._unknown = [at for at in self._unknown if figures[at] is UNSET]
-        self._size += len(line) + 1
-        self.deployments.setdefault(record.deployment, composed.deployment)
-        if record.factors is not UNSET and composed.factors is not None:
-            self.factors.setdefault(record.factors, composed.factors)
-        if by is not None:
-            self.prices.setdefault(by.digest, by.book)
-        self.first_us = min(self.first_us, record.started_us)
-        self.last_us = max(self.last_us, record.ended_us)
-        self.hashes.append(record_hash(line))
+        if by is not None and by.digest not in self.prices:
+            if len(self.prices) >= MAX_BATCH_PRICES:
+                return False
+            self.prices[by.digest] = by.book
+        if new_deployment:
+            self.deployments[record.deployment] = composed.deployment
+        if new_factors and record.factors is not UNSET and composed.factors is not None:
+            self.factors[record.factors] = composed.factors
+        self._size = size
+        self._parts.append(composed)
         self.lines.append(line + b"\n")
         self.ids.append(record.id)
         return True
 
+    def pieces(self) -> list[Block]:
+        """Smaller blocks in place of this one if it has a sum that no statement can carry; else none.
+
+        Looked for once for each block, since it hardly ever is so: adding a record is then quick.
+        """
+        try:
+            self.totals  # noqa: B018
+        except InvalidError:
+            middle = len(self) // 2
+            return [self._piece(self._parts[:middle]), self._piece(self._parts[middle:])]
+        return []
+
+    def _piece(self, parts: list[Composed]) -> Block:
+        piece = Block(self._max_records)
+        for part in parts:
+            piece.add(part)
+        return piece
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Sums over the records.
+
+        Raises:
+            InvalidError: one passes 2^53 - 1; see ``pieces``.
+        """
+        return sum_records([part.record for part in self._parts])
+
+    @property
+    def first_us(self) -> int:
+        """When the first generation began."""
+        return min([part.record.started_us for part in self._parts])
+
+    @property
+    def last_us(self) -> int:
+        """When the last generation ended."""
+        return max([part.record.ended_us for part in self._parts])
+
+    @cached_property
+    def hashes(self) -> list[bytes]:
+        """The record hashes."""
+        joined, _ = self._hashed
+        return [joined[at : at + HASH_SIZE] for at in range(0, len(joined), HASH_SIZE)]
+
     @property
     def root(self) -> bytes:
         """RFC 6962 root over the record hashes."""
-        return root(self.hashes)
+        return self._hashed[1]
 
-    @property
-    def totals(self) -> Totals:
-        """Sums over the records; equal to ``statements.sum_records``."""
-        known: Any = [UNSET if at in self._unknown else sum_ for at, sum_ in enumerate(self._sums)]
-        return Totals(**dict(zip(_SUMS, known, strict=True)))
-
-
-def _figures(record: Record) -> tuple[int | UnsetType, ...]:
-    """What the record adds to each of ``_SUMS``."""
-    usage, energy = record.usage, record.energy
-    return (
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cached_input_tokens,
-        usage.reasoning_tokens,
-        UNSET if energy is UNSET else energy.energy_uj,
-        record.carbon_ng,
-        record.carbon_market_ng,
-        record.embodied_ng,
-        record.water_nl,
-    )
+    @cached_property
+    def _hashed(self) -> tuple[bytes, bytes]:
+        return hash_lines(b"".join(self.lines))
 
 
 def batch_payload(block: Block, head: Head, issued_us: int, unattributed_uj: int = 0) -> Batch:

@@ -4,6 +4,7 @@ import array
 import dataclasses
 import hashlib
 import hmac
+import struct
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -259,8 +260,36 @@ def test_request_commitments_are_hmac():
     "tokens", [[], [0], list(range(200)), (7,) * 5000, array.array("I", [1, 2]), range(70), [2**32 - 1]]
 )
 def test_the_commitment_of_a_record_is_that_under_its_salt(tokens):
-    expected = c.commit_tokens(tokens, c.record_salt(SALT, "id", "input")).hex()
-    assert c.commit_packed(c.token_bytes(tokens), SALT, "id", "input") == expected
+    given = c.commit_tokens(tokens, c.record_salt(SALT, "id", "input")).hex()
+    made = c.commit_tokens(tokens, c.record_salt(SALT, "id", "output")).hex()
+    request = c.commit_request("req-é", c.record_salt(SALT, "id", "request")).hex()
+    assert c.commit_record(SALT, "id", c.pack_ids(tokens, None), None) == (given, None, None)
+    assert c.commit_record(SALT, "id", c.pack_ids(None, tokens), "req-é") == (None, made, request)
+    assert c.commit_record(SALT, "id", c.pack_ids(tokens, tokens), "req-é") == (given, made, request)
+
+
+def test_a_record_without_content_commits_to_none():
+    assert c.pack_ids(None, None) is None
+    assert c.commit_record(SALT, "id", None, None) == (None, None, None)
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 300])
+def test_a_record_of_any_id_commits_alike(size):
+    expected = c.commit_tokens([1], c.record_salt(SALT, "i" * size, "input")).hex()
+    assert c.commit_record(SALT, "i" * size, c.pack_ids([1], None), None) == (expected, None, None)
+
+
+def test_a_record_commits_to_no_request_id_beyond_unicode():
+    with pytest.raises(InvalidError, match="surrogate"):
+        c.commit_record(SALT, "id", None, "\ud800")
+
+
+@pytest.mark.skipif(c._native is None, reason="the native part is not here")
+@given(st.binary(max_size=64))
+def test_only_a_whole_pair_is_taken_apart(packed):
+    counts = struct.unpack_from("<qq", packed) if len(packed) >= 16 else (-2, -2)
+    whole = min(counts) >= -1 and len(packed) == 16 + 4 * sum(max(0, each) for each in counts)
+    assert (c._native.commit_record(SALT, "id", packed, None) is not None) is whole
 
 
 @pytest.mark.parametrize("tokens", [[-1], [2**32], ["a"], [1.5]])
@@ -282,6 +311,7 @@ def test_a_pair_of_ids_is_packed_and_unpacked(first, second):
     else:
         expected = tuple(None if each is None else c.token_bytes(each) for each in (first, second))
         assert c.unpack_pair(packed) == expected
+        assert c.pack_ids(first, second) == packed
 
 
 @pytest.mark.parametrize("tokens", ["text", b"bytes", range(3), {1}, [True], [1.0], array.array("d", [1.0])])

@@ -54,15 +54,20 @@ def records(draw: st.DrawFn, n: int = 0) -> Record:
 @settings(max_examples=200)
 @given(st.lists(records(), min_size=1, max_size=12))
 def test_blocks_say_what_the_records_say_and_split_where_a_sum_would_overflow(given: list[Record]) -> None:
-    blocks: list[Block] = [Block(4096)]
-    placed: list[list[Record]] = [[]]
+    whole = Block(4096)
     for record in given:
-        if not blocks[-1].add(composed(record)):
-            blocks.append(Block(4096))
-            placed.append([])
-            assert blocks[-1].add(composed(record))
-        placed[-1].append(record)
-    for block, inside in zip(blocks, placed, strict=True):
+        assert whole.add(composed(record))
+    blocks = [whole]
+    at = 0
+    while at < len(blocks):
+        if pieces := blocks[at].pieces():
+            assert [len(each) > 0 for each in pieces] == [True, True]
+            blocks[at : at + 1] = pieces
+        else:
+            at += 1
+    assert sum(map(len, blocks)) == len(given)
+    for block in blocks:
+        inside, given = given[: len(block)], given[len(block) :]
         payload = batch_payload(block, HEAD, 1_760_000_000_000_000)
         lines = [encode_record(record) for record in inside]
         assert payload.totals == sum_records(inside)
