@@ -212,7 +212,7 @@ class Sealer:
         inbox.wake.clear()
         inbox.idle = True
         # Who appends after this sees ``idle`` and wakes us; who appended before it is seen here.
-        if not inbox.queue and self._close_by is None:
+        if not inbox.queue and not inbox.marks and self._close_by is None:
             wake_at = self._upkeep_at
             if self._heartbeat_s:
                 wake_at = min(wake_at, self._beat_at)
