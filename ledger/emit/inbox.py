@@ -12,7 +12,7 @@ from ledger.emit.ids import RecordIds
 
 __all__ = ["ENOUGH", "Barrier", "Inbox"]
 
-ENOUGH = 128
+ENOUGH = 256
 """Reports that are worth waking for. Composed so soon, their token ids are in the processor's cache still; a
 second later they are not, and cost twice as much."""
 
