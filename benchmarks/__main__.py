@@ -71,6 +71,11 @@ BENCHMARKS: dict[str, tuple[str, tuple[Bar, ...]]] = {
             Bar("sqlite_bytes_per_record", most=450),
         ),
     ),
+    "capacity": (
+        "Tiles, proofs and appends of trees of up to a trillion leaves: of equal leaves, so that tiles need "
+        "no storage, by the code that the service runs, each proof verified.",
+        (Bar("append_ratio", most=1.2),),
+    ),
     "audit": (
         "Audit of a log of 1,000,000 records on one core, sealed in batches of 256: everything, and what "
         "signatures vouch for alone (`--evidence-only`: every signature, record hash, root, chain, tile, "
