@@ -37,6 +37,9 @@ def record_columns(data: bytes, /) -> list[tuple[Any, ...]] | None:
     scales.
     """
 
+def record_id(now_ns: int, count: int, end: str, /) -> str:
+    """A UUIDv7 of that time with the low 36 bits of ``count``; ``end``: variant and tail."""
+
 def record_lines(data: bytes, /) -> list[bytes] | None:
     """The lines of newline-ended canonical records, if all of them certainly hold."""
 

@@ -11,7 +11,7 @@ import os
 
 __all__ = ["hashing", "parsing"]
 
-_VERSION = 7
+_VERSION = 8
 """Of the functions' signatures. What was built from other sources is not used."""
 
 try:

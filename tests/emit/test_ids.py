@@ -7,6 +7,8 @@ import threading
 import time
 import uuid
 
+import pytest
+
 from ledger.emit import ids as ids_module
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 
@@ -84,3 +86,19 @@ def test_processes_do_not_share_the_random_part() -> None:
         for _ in range(3)
     }
     assert len(tails) == 3
+
+
+@pytest.mark.skipif(ids_module._native is None, reason="the native part is not here")
+def test_the_native_part_writes_the_same_ids(monkeypatch) -> None:
+    ids = RecordIds()
+    now = time.monotonic_ns()
+    monkeypatch.setattr(ids_module.time, "monotonic_ns", lambda: now)
+    for start in (1, 0xFFE, 0xFFFFFE, (1 << 35) - 2, (1 << 36) - 3):
+        made = []
+        for native in (ids_module._native, None):
+            monkeypatch.setattr(ids_module, "_native", native)
+            ids._count = iter(range(start, start + 3)).__next__
+            made.append([ids.new() for _ in range(3)])
+            monkeypatch.undo()
+            monkeypatch.setattr(ids_module.time, "monotonic_ns", lambda: now)
+        assert made[0] == made[1]
