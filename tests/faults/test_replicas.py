@@ -42,7 +42,7 @@ from tests.databases import Postgres, running_postgres
 from tests.faults.counting import MAX_BLOCK_BYTES
 from tests.faults.replicas import Balancer, Chaos, Replica, make_replicas
 
-MINUTES = float(os.environ.get("TALLYSTICK_FAULT_MINUTES", "1"))
+MINUTES = float(os.environ.get("TALLYSTICK_FAULT_MINUTES", "0.2"))
 SEED = int(os.environ.get("TALLYSTICK_FAULT_SEED", str(time.time_ns())))
 REPLICAS, EMITTERS, SENDERS = 3, 4, 2
 RECORDS = 8

@@ -29,7 +29,7 @@ from ledger.keyfiles import load_private_key
 from ledger.store import Sequencer, open_store, queries
 from tests.build import Issuer, make_deployment, make_records
 
-ROUNDS = int(os.environ.get("TALLYSTICK_FAULT_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("TALLYSTICK_FAULT_ROUNDS", "3"))
 SEED = int(os.environ.get("TALLYSTICK_FAULT_SEED", str(time.time_ns())))
 SENDERS = 3
 RECORDS = 8
