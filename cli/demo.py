@@ -219,11 +219,12 @@ def _register(folder: Any, ledger: RemoteLedger) -> None:
 
 def _make_api_key(folder: Any) -> None:
     from ledger.keyfiles import write_private
-    from ledger.service.auth import create_api_key
+    from ledger.service.admin import grant_api_key
 
     store = folder.open()
     try:
-        token = create_api_key(store, "the demo's model server", ["emit"])
+        with folder.sequencer(store) as sequencer:
+            token = grant_api_key(sequencer, "the demo's model server", ["emit"])
     finally:
         store.close()
     write_private(folder.path / "emit.key", token.encode() + b"\n")

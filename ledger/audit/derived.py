@@ -182,7 +182,7 @@ class DerivedAudit:
                 )
         if unknown:
             self._findings.note(
-                f"{len(unknown)} API keys are in force that no act in the log granted: "
+                f"API keys in force that no act in the log granted ({len(unknown)}): "
                 f"{', '.join(unknown[:_MAX_SHOWN])}; ask who made them"
             )
 

@@ -56,6 +56,7 @@ def test_demo_twice_on_one_folder(tmp_path: Path) -> None:
         assert told["audit"]["verdict"] == told["verify"]["verdict"] == "sound"
         assert told["audit"]["checkpoint"]["origin"] == ORIGIN
         assert told["forged"]["verdict"] == "refuted"
+        assert told["forged"]["notes"] == []  # whatever the demo does to the ledger, the log tells
         assert sum(row[2] for row in told["query"]["rows"]) == told["export"]["records"]
         sizes.append(told["audit"]["checkpoint"]["size"])
     assert sizes[1] >= sizes[0] + 1
