@@ -310,7 +310,7 @@ def focus(
     to: To = None,
     json: Json = False,
 ) -> None:
-    """Write costs as a FOCUS 1.1 dataset, for FinOps tools: by day, tenant, deployment and currency.
+    """Write costs as a FOCUS 1.2 dataset, for FinOps tools: by day, tenant, deployment and currency.
 
     With --json: file, rows, records, without_cost (records that state no cost: they are in no row).
     """

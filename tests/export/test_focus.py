@@ -63,6 +63,17 @@ def test_price_times_quantity_is_the_cost(dataset: Path) -> None:
         assert abs(product - Fraction(row["ListCost"])) <= Fraction(row["PricingQuantity"]) / 10**12
 
 
+def test_columns_that_came_with_1_2(dataset: Path) -> None:
+    """Nullability as the columns' pages of the specification ask, version 1.2."""
+    for row in rows(dataset):
+        assert row["BillingAccountType"]
+        assert row["PricingCurrency"] == row["BillingCurrency"] != ""
+        assert bool(row["SubAccountType"]) is bool(row["SubAccountId"])
+        assert row["SkuMeter"]
+        assert row["InvoiceId"] == ""  # a log does not know invoices
+    assert any(row["SubAccountId"] for row in rows(dataset))
+
+
 def test_columns_of_our_own_come_last() -> None:
     own = [name.startswith("x_") for name in COLUMNS]
     assert own == sorted(own)
