@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -226,8 +227,11 @@ def test_a_running_recorder_keeps_its_spool_from_being_restored(
     recorder.record(**report())
     assert recorder.flush()
     key = load_private_key(spool_dir / "issuer.pem")
-    with Spool(spool_dir).sending(), pytest.raises(UnavailableError, match="stop the recorders"):
-        operate.restore_spool(spool_dir, None, client(service), log(service), key)
+    with contextlib.ExitStack() as sending:
+        while not sending.enter_context(Spool(spool_dir).sending()):
+            time.sleep(0.01)  # the recorder has its receipt, and lets go of the lock in a moment
+        with pytest.raises(UnavailableError, match="stop the recorders"):
+            operate.restore_spool(spool_dir, None, client(service), log(service), key)
 
 
 def test_a_key_rotates_under_load_and_the_old_one_is_revoked(
