@@ -5,6 +5,7 @@ A statement's records are megabytes in one row, so rows come in groups of bounde
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ _REVISION = "alembic_version"
 def tables_of(connection: Connection) -> list[Table]:
     """The database's own tables, those first that others refer to."""
     metadata = MetaData()
-    metadata.reflect(connection)
+    with warnings.catch_warnings():  # of indexes, which are not asked for
+        warnings.filterwarnings("ignore", message="Skipped unsupported reflection of expression-based index")
+        metadata.reflect(connection)
     return [table for table in metadata.sorted_tables if table.name != _REVISION]
 
 
