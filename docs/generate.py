@@ -61,6 +61,8 @@ def _type(of: mi.Type) -> str:
         case mi.IntType(ge=low, le=high, lt=below):
             if below is not None:
                 high = below - 1
+            if low is None and high is None:
+                return "integer"
             if high == _MAX_SAFE:
                 return "integer" if low == 0 else "integer, may be negative"
             return f"integer from {low} to {high}"
