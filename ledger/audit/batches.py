@@ -113,9 +113,8 @@ def _check_with_erased(
     lines: bytes, batch: Batch | None, where: str, findings: Findings
 ) -> BatchFacts | None:
     """Check a batch of which some records were erased: the rest, and that the hashes make the root."""
-    parts = lines.split(b"\n")
-    if parts.pop():
-        findings.add("bad-record", where, "the last record is not ended by a newline", _RESTORE)
+    parts = _split(lines, where, findings)
+    if parts is None:
         return None
     erased = tuple(at for at, line in enumerate(parts) if erased_hash(line) is not None)
     gone = set(erased)
@@ -164,9 +163,8 @@ def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings
     Returns:
         Positions of those that were erased; None, and a finding, if the lines cannot be told apart.
     """
-    parts = lines.split(b"\n")
-    if parts.pop():
-        findings.add("bad-record", where, "the last record is not ended by a newline", _RESTORE)
+    parts = _split(lines, where, findings)
+    if parts is None:
         return None
     erased: tuple[int, ...] = ()
     if ERASED_MARK in lines:
@@ -179,6 +177,22 @@ def check_root(lines: bytes, batch: Batch | None, where: str, findings: Findings
         hashes = line_hashes(parts) if erased else merkle.leaf_hashes(parts)
         _check_root(merkle.root(hashes), batch, where, findings)
     return erased
+
+
+def _split(lines: bytes, where: str, findings: Findings) -> list[bytes] | None:
+    """The lines; None, and a finding, if they are not whole or more than a batch has.
+
+    A few kilobytes unpack to 64 million empty lines: no list of those is made.
+    """
+    parts = lines.split(b"\n", MAX_BATCH_RECORDS)
+    rest = parts.pop()
+    if b"\n" in rest:
+        findings.add("wrong-count", where, f"there are more than {MAX_BATCH_RECORDS} records", _RESTORE)
+        return None
+    if rest:
+        findings.add("bad-record", where, "the last record is not ended by a newline", _RESTORE)
+        return None
+    return parts
 
 
 def _check_root(root: bytes, batch: Batch, where: str, findings: Findings) -> None:

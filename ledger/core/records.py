@@ -49,6 +49,8 @@ __all__ = [
 
 MAX_RECORD_BYTES = 16_384
 """One record's bytes at most. Real ones have 500 to 1,000; the rest is room for quality metrics."""
+_LEAST_RECORD_BYTES = 128
+"""No record has fewer: those with the required fields alone have 200."""
 
 # --- field types -----------------------------------------------------------------------------------------
 
@@ -342,6 +344,8 @@ def decode_record_lines(data: bytes, *, where: str = "records") -> tuple[list[Re
         return [], []
     if data[-1] != 0x0A:
         raise InvalidError("the last record is not ended by a newline", where=where, code="malformed-json")
+    if data.count(b"\n") * _LEAST_RECORD_BYTES > len(data):  # nothing as long as a list of them is made
+        return _decode_one_by_one(data, where)
     if _native is not None and (sound_lines := _native.record_lines(data)) is not None:
         return _record_decoder.decode_lines(data), sound_lines
     try:
@@ -354,9 +358,19 @@ def decode_record_lines(data: bytes, *, where: str = "records") -> tuple[list[Re
         sound = False
     if sound:
         sound = _forms_hold(records)
-    if not sound:  # one by one, to name the first bad one
-        lines = data[:-1].split(b"\n")
-        records = [decode_record(line, where=f"{where}[{i}]") for i, line in enumerate(lines)]
+    return (records, lines) if sound else _decode_one_by_one(data, where)
+
+
+def _decode_one_by_one(data: bytes, where: str) -> tuple[list[Record], list[bytes]]:
+    """The same, slower, to name the first bad one."""
+    records: list[Record] = []
+    lines: list[bytes] = []
+    start = 0
+    while start < len(data):
+        end = data.index(b"\n", start)
+        lines.append(data[start:end])
+        records.append(decode_record(lines[-1], where=f"{where}[{len(records)}]"))
+        start = end + 1
     return records, lines
 
 

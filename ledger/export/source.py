@@ -219,10 +219,12 @@ def _with_records(leaf: Leaf, block: bytes, period: Period) -> Leaf:
     if data is None:
         raise CorruptError("its records cannot be decompressed", where=where, remedy=_REMEDY)
     payload = leaf.statement.payload
+    if not isinstance(payload, Batch) or data.count(b"\n") != payload.count:  # before there is a list of them
+        raise CorruptError("its records are not as many as the statement counts", where=where, remedy=_REMEDY)
     if ERASED_MARK in data:
         return _with_rest(leaf, data, period)
     hashes, root = merkle.hash_lines(data) if data[-1:] == b"\n" else (b"", b"")
-    if not isinstance(payload, Batch) or root.hex() != payload.root:
+    if root.hex() != payload.root:
         raise CorruptError("its records do not hash to the statement's root", where=where, remedy=_REMEDY)
     count = len(hashes) // merkle.HASH_SIZE
     if payload.first_us in period and payload.last_us in period:  # as the service has checked

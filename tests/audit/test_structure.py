@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import resource
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from ledger import zstd
 from ledger.audit import AuditReport, audit
 from ledger.audit.database import SqliteSource
 from ledger.audit.tables import COLUMNS, KEYS, place
@@ -103,6 +106,26 @@ _STATEMENT = (
 def test_a_far_leaf_is_not_counted_up_to(tampered: Tampered) -> None:
     report = tampered("UPDATE statement SET leaf_index = 4611686018427387904 WHERE leaf_index = 6")
     assert {"leaf-missing", "leaf-extra"} <= codes(report)
+
+
+@pytest.mark.parametrize("evidence_only", [False, True])
+@pytest.mark.parametrize("first", [b"", b'{"erased":"', b"x"])
+def test_a_block_of_empty_lines_takes_no_memory(
+    first: bytes, evidence_only: bool, log: Log, tampered: Tampered
+) -> None:
+    block = zstd.compress(first + b"\n" * (60 << 20))
+    assert len(block) < 10_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = tampered(
+        (
+            "UPDATE statement SET records = ?, records_sha256 = ? WHERE leaf_index = 5",
+            (block, hashlib.sha256(block).digest()),
+        ),
+        evidence_only=evidence_only,
+    )
+    assert any(each.where.startswith("statement[leaf_index=5].records") for each in report.findings)
+    # 60 MiB unpacked, twice at most; a list of the lines alone takes 480.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
 def test_exchanged_statements_are_found(log: Log, tampered: Tampered) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tracemalloc
 
 import msgspec
 import pytest
@@ -249,6 +250,30 @@ def test_lines_are_what_encoding_each_gives(block):
 def test_blank_lines_are_refused(data):
     with pytest.raises(InvalidError):
         records.decode_record_lines(data)
+
+
+def test_the_shortest_record_on_many_lines_decodes():
+    # No line may be taken for too short to be a record.
+    shortest = records.Record(
+        id=GOOD.id,
+        deployment="0" * 64,
+        started_us=0,
+        ended_us=0,
+        usage=records.Usage(input_tokens=0, output_tokens=0),
+    )
+    found, _ = records.decode_record_lines(lines_of([shortest] * 3))
+    assert found == [shortest] * 3
+
+
+def test_lines_too_short_for_records_are_named_without_a_list_of_them():
+    data = lines_of([GOOD]) + b"\n" * (8 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidError, match=r"records\[1\]"):
+            records.decode_record_lines(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_lines_are_no_records():

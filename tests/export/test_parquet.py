@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec import UNSET
 
+from ledger import zstd
 from ledger.core import merkle
 from ledger.core.checkpoint import open_checkpoint
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
@@ -433,7 +434,7 @@ BATCH_LEAF = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
         (
             "UPDATE statement SET records = (SELECT records FROM statement ORDER BY last_us DESC LIMIT 1) "
             f"WHERE leaf_index = {BATCH_LEAF}",
-            "do not hash to the statement's root",
+            "not as many as the statement counts",
         ),
         (
             "UPDATE statement SET entry = (SELECT entry FROM statement WHERE leaf_index = 0) "
@@ -461,6 +462,21 @@ def test_a_changed_ledger_is_not_exported(
     with pytest.raises((CorruptError, InvalidError), match=message):
         export_parquet(store, tmp_path / "x", log_key=ledger.key)
     assert not (tmp_path / "x").exists()
+
+
+def test_exchanged_records_are_not_exported(
+    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path
+) -> None:
+    store, connection = spoilt
+    (block,) = connection.execute(f"SELECT records FROM statement WHERE leaf_index = {BATCH_LEAF}").fetchone()
+    first, second, *rest = (zstd.decompress_bounded(block, 1 << 24) or b"").splitlines(keepends=True)
+    connection.execute(
+        f"UPDATE statement SET records = ? WHERE leaf_index = {BATCH_LEAF}",
+        (zstd.compress(b"".join([second, first, *rest])),),
+    )
+    connection.close()
+    with pytest.raises(CorruptError, match="do not hash to the statement's root"):
+        export_parquet(store, tmp_path / "x", log_key=ledger.key)
 
 
 def test_erased_records_leave_their_statement(

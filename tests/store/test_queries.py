@@ -8,11 +8,13 @@ import random
 import pytest
 from msgspec import UNSET
 
+from ledger import zstd
 from ledger.core import merkle
-from ledger.core.errors import InvalidError
+from ledger.core.errors import CorruptError, InvalidError
 from ledger.core.records import Energy, Usage, document_digest
 from ledger.store import queries
 from ledger.store.queries import RecordFilter
+from ledger.store.queries._records import split_block
 from tests.build import HOUR_US, ISSUER, START_US, Issuer, make_deployment, make_record
 from tests.store.conftest import World
 
@@ -176,3 +178,9 @@ def test_entries_are_named_by_index_or_hash(world: World, logged: list) -> None:
         for bad in ("-1", "1e3", "999999", "²", "0" * 64, "g" * 64, ""):
             with pytest.raises(InvalidError):
                 queries.resolve_entry(connection, bad)
+
+
+def test_a_block_of_more_lines_than_a_batch_has_is_damaged() -> None:
+    assert split_block(zstd.compress(b"\n" * 4096), 3) == [b""] * 4096
+    with pytest.raises(CorruptError, match="damaged"):
+        split_block(zstd.compress(b"\n" * 4097), 3)

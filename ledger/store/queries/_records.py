@@ -104,7 +104,7 @@ def split_block(block: bytes, leaf_index: int) -> list[bytes]:
         data = zstd.decompress_bounded(block, MAX_BLOCK_BYTES)
     except zstd.ZstdError:
         data = None
-    if not data or data[-1] != 0x0A:
+    if not data or data[-1] != 0x0A or data.count(b"\n") > MAX_BATCH_RECORDS:
         raise CorruptError(
             "the record block is damaged",
             where=f"statement {leaf_index} records",
