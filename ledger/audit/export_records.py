@@ -156,6 +156,12 @@ class RecordRows:
                     CHANGED,
                 )
         self._fill(file, row, leaves, positions, lines)
+        for at, line in enumerate(lines):
+            if b"\n" in line:  # it would pass for several
+                self._findings.add(
+                    "bad-record", cell(file, row + at, "record"), "is not one canonical record", CHANGED
+                )
+                return places[-1]
         try:
             records, _ = decode_record_lines(b"".join(line + b"\n" for line in lines), where=file)
         except TallystickError as error:

@@ -286,7 +286,7 @@ class LeafAudit:
                     "the receipt that the issuer holds says what is right",
                 )
 
-        if not self._roots.when(size, verify):
+        if size <= index or not self._roots.when(size, verify):
             self._findings.add(
                 "bad-receipt",
                 self._cell(index, "tree_size"),

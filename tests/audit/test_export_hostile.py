@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,46 @@ def test_file_that_was_not_signed_is_not_parsed(
         ("file-changed", path.relative_to(source.directory).as_posix())
     ]
     assert report.gaps
+
+
+def replace_cells(path: Path, column: str, change: Callable[[list[Any]], None]) -> None:
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    cells = table.column(at).to_pylist()
+    change(cells)
+    field = table.schema.field(at)
+    pq.write_table(table.set_column(at, field, pa.array(cells, field.type)), path)
+
+
+def test_two_records_in_one_cell(log: Log, tmp_path: Path) -> None:
+    source = export(log, tmp_path)
+    path = next(source.directory.glob("records/*/*.parquet"))
+
+    def join(cells: list[Any]) -> None:
+        cells[1] = cells[1] + b"\n" + cells[2]
+
+    replace_cells(path, "record", join)
+    resign(log, source.directory)
+    report = audit(source, log.vkey)
+    named = f"{path.relative_to(source.directory).as_posix()}, row 1, record"
+    assert ("bad-record", named) in {(each.code, each.where) for each in report.findings}
+
+
+@pytest.mark.parametrize("scope", [{}, {"from_us": START_US, "to_us": START_US + HOUR_US}])
+def test_receipt_of_a_tree_before_its_leaf(scope: dict[str, int], log: Log, tmp_path: Path) -> None:
+    source = export(log, tmp_path, **scope)
+    path = source.directory / STATEMENTS_FILE
+    leaves = pq.read_table(path).column("leaf_index").to_pylist()
+
+    def cut(cells: list[Any]) -> None:
+        cells[-1] = leaves[-1]
+
+    replace_cells(path, "tree_size", cut)
+    resign(log, source.directory)
+    report = audit(source, log.vkey)
+    assert ("bad-receipt", f"{STATEMENTS_FILE}, row {len(leaves) - 1}, tree_size") in {
+        (each.code, each.where) for each in report.findings
+    }
 
 
 def test_pipe_in_the_place_of_the_manifest_is_not_waited_for(log: Log, tmp_path: Path) -> None:
