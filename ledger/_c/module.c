@@ -1,7 +1,9 @@
 /* The module ledger._native: its functions take and give what those of ledger/core and ledger/audit do, which
  * stay the reference. A function that returns None leaves the case to them. ledger/_native.pyi has the types.
  *
- * The interpreter lock is given up only over copies and over bytes, so no list changes while it is read. */
+ * The interpreter lock is given up only over copies and over bytes, and nothing that may run Python code (making a
+ * list or a tuple may, by collecting garbage) comes between looking at a list and reading it: so none changes while
+ * it is read. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -58,14 +60,20 @@ static PyObject *py_leaf_hash(PyObject *self, PyObject *data) {
 
 static PyObject *py_leaf_hashes(PyObject *self, PyObject *leaves) {
     (void)self;
-    Py_ssize_t count;
-    PyObject **items = items_of(leaves, &count);
-    if (!items)
+    Py_ssize_t count, still;
+    if (!items_of(leaves, &count))
         Py_RETURN_NONE;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!PyBytes_CheckExact(items[i]))
-            Py_RETURN_NONE;
-    PyObject *out = PyList_New(count);
+    PyObject *out = PyList_New(count); /* may collect garbage, which runs code: look at the items after it */
+    PyObject **items = items_of(leaves, &still);
+    if (!out)
+        return NULL;
+    int sound = items && still == count;
+    for (Py_ssize_t i = 0; sound && i < count; i++)
+        sound = PyBytes_CheckExact(items[i]);
+    if (!sound) {
+        Py_DECREF(out);
+        Py_RETURN_NONE;
+    }
     for (Py_ssize_t i = 0; out && i < count; i++) {
         PyObject *hash = new_hash();
         if (!hash) {
@@ -97,11 +105,17 @@ static PyObject *py_node_hash(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 static PyObject *py_fold_pairs(PyObject *self, PyObject *hashes) {
     (void)self;
-    Py_ssize_t count;
-    PyObject **items = items_of(hashes, &count);
-    if (!items || !all_hashes(items, count))
+    Py_ssize_t count, still;
+    if (!items_of(hashes, &count))
         Py_RETURN_NONE;
-    PyObject *out = PyList_New(count / 2);
+    PyObject *out = PyList_New(count / 2); /* see py_leaf_hashes */
+    PyObject **items = items_of(hashes, &still);
+    if (!out)
+        return NULL;
+    if (!items || still != count || !all_hashes(items, count)) {
+        Py_DECREF(out);
+        Py_RETURN_NONE;
+    }
     for (Py_ssize_t i = 0; out && i < count / 2; i++) {
         PyObject *hash = new_hash();
         if (!hash) {
@@ -183,7 +197,9 @@ static int pack_items(PyObject *const *items, Py_ssize_t count, uint8_t *out) {
     for (Py_ssize_t i = 0; i < count;) {
         int are_short = count - i >= 8;
         for (int j = 0; are_short && j < 8; j++)
-            are_short &= PyLong_CheckExact(items[i + j]) & IS_SHORT(items[i + j]);
+            are_short &= PyLong_CheckExact(items[i + j]);
+        for (int j = 0; are_short && j < 8; j++) /* only now: other objects may have no size to be read */
+            are_short &= IS_SHORT(items[i + j]);
         if (are_short) {
             for (int j = 0; j < 8; j++)
                 store_le32(out + 4 * (i + j), SHORT_VALUE(items[i + j]));
@@ -298,6 +314,12 @@ static PyObject *py_pack_pair(PyObject *self, PyObject *const *args, Py_ssize_t 
         store_le64(raw(out) + 8 * i, (uint64_t)(int64_t)counts[i]);
         if (counts[i] < 0)
             continue;
+        Py_ssize_t still = 0;
+        if (items[i] && counts[i]) { /* asking the other one for its memory may have run code */
+            items[i] = items_of(args[i], &still);
+            if (!(sound = items[i] && still == counts[i]))
+                break;
+        }
         sound = items[i] ? pack_items(items[i], counts[i], at) : pack_memory(&views[i], counts[i], at);
         at += 4 * counts[i];
     }

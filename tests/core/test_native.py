@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import hmac
 import random
@@ -452,10 +453,43 @@ def test_what_is_no_plain_list_of_hashes_is_left_to_python():
             n.leaf_hash(wrong)
 
 
+@needs_hashes
+@pytest.mark.parametrize("name", ["leaf_hashes", "fold_pairs"])
+def test_a_list_that_garbage_collection_empties(name):
+    hashes = [bytes([n]) * 32 for n in range(200)]
+    function = getattr(native.hashing, name)
+    expected = function(list(hashes))
+
+    class Garbage:
+        def __del__(self):
+            hashes.clear()
+
+    threshold = gc.get_threshold()
+    gc.collect()
+    garbage = Garbage()
+    garbage.itself = garbage
+    del garbage
+    gc.set_threshold(1)
+    try:
+        assert function(hashes) in (None, expected)
+    finally:
+        gc.set_threshold(*threshold)
+
+
 # --- commitments ---
 
 tokens = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**15, 2**30 - 1, 2**30, 2**31, 2**32 - 1])
 odd_items = st.sampled_from([-1, -(2**30), 2**32, 2**64, -(2**70), 1.0, "1", None, True, False, b"1"])
+
+
+@needs_native
+def test_other_objects_than_integers_are_not_read_as_such():
+    # Small objects end before the place of an integer's size.
+    for odd in (object(), None, 1.5, "7"):
+        for at in range(8):
+            tokens = [7] * 16
+            tokens[at] = odd
+            assert native.parsing.pack_tokens(tokens) is None
 
 
 @needs_native
