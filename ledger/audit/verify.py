@@ -14,19 +14,21 @@ from pathlib import Path
 
 from ledger.audit.export import ExportSource
 from ledger.audit.record_proof import RecordProof, decode_record_proof
-from ledger.audit.report import AuditReport, Finding, Findings, Gap, Verdict
+from ledger.audit.report import AuditReport, Finding, Findings, Gap, Signed, Verdict
 from ledger.audit.run import audit
 from ledger.audit.settlement import is_settlement, proven_by_settlement, verify_settlement
 from ledger.audit.trace import verify_trace
+from ledger.audit.witnessed import check_quorum
 from ledger.core import cose
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.cosignature import verified_cosignatures
 from ledger.core.errors import CorruptError, InvalidError, TallystickError
+from ledger.core.export_layout import MANIFEST_FILE, MANIFEST_SIGNATURE_FILE, RECORDS_DIR, STATEMENTS_FILE
 from ledger.core.keys import PublicKey
 from ledger.core.log_keys import parse_log_keys, public_of_log_key
 from ledger.core.merkle import root_from_inclusion
 from ledger.core.note import MAX_NOTE_BYTES, VerifierKey, parse_note, parse_vkey
-from ledger.core.policy import NONE, Policy, cosigned_by
+from ledger.core.policy import NONE, Policy, cosigned_by, quorum_of
 from ledger.core.receipts import Receipt, decode_receipt, verify_receipt
 from ledger.core.records import Record, decode_record, record_hash
 from ledger.core.statements import Batch, SignedStatement, decode_statement, verify_statement
@@ -42,6 +44,8 @@ _TRACE_MARK_BYTES = 64
 _PROOF_HEADER = b"c2sp.org/tlog-proof@"
 _COSE_SIGN1 = b"\xd2"
 _SIGNATURE_LINES = "\n\n\u2014 ".encode()
+_DATABASE = b"SQLite format 3\0"
+_AUDIT_INSTEAD = "audit a ledger's folder or database instead: `tallystick audit`"
 _GET_WHOLE = "get it again from whoever gave it to you, and from the log"
 
 
@@ -95,11 +99,13 @@ def verify_file(
         policy: which witnesses must have, instead.
 
     Raises:
-        InvalidError: a key is malformed, or a file cannot be read.
+        InvalidError: a key is malformed, a file cannot be read, or the quorum is more than the witnesses.
     """
     begun = time.perf_counter()
     path = Path(path)
+    witnesses, policy = _demanded(witness_vkeys, quorum, policy)
     if path.is_dir():
+        _check_export(path)
         report = audit(ExportSource(path), log_vkey, policy=policy)
         proves = _proven_by_export(report) if report.verdict == "sound" else ()
         return VerifyReport(
@@ -107,17 +113,15 @@ def verify_file(
             time.perf_counter() - begun,
         )  # fmt: skip
     if path.is_file() and is_settlement(path):
-        return _verify_settlement(path, log_vkey, begun)
-    return verify_data(
-        _read(path),
-        log_vkey,
-        name=str(path),
-        statement=None if statement is None else _read(Path(statement)),
-        issuer_keys=issuer_keys,
-        witness_vkeys=witness_vkeys,
-        quorum=quorum,
-        policy=policy,
+        return _verify_settlement(path, log_vkey, policy, begun)
+    check = _Check(
+        parse_log_keys(log_vkey),
+        None if statement is None else _read(Path(statement)),
+        issuer_keys,
+        witnesses,
+        policy,
     )
+    return _checked(check, _read(path), str(path), begun)
 
 
 def verify_data(
@@ -133,10 +137,31 @@ def verify_data(
 ) -> VerifyReport:
     """Verify evidence that is in memory; see ``verify_file``."""
     begun = time.perf_counter()
+    witnesses, policy = _demanded(witness_vkeys, quorum, policy)
+    check = _Check(parse_log_keys(log_vkey), statement, issuer_keys, witnesses, policy)
+    return _checked(check, data, name, begun)
+
+
+def _demanded(
+    witness_vkeys: Sequence[str], quorum: int, policy: Policy | None
+) -> tuple[list[VerifierKey], Policy | None]:
+    """The keys of all witnesses, and as a policy which of them must have cosigned, whatever the evidence."""
     witnesses = [parse_vkey(text.strip()) for text in witness_vkeys]
+    if quorum and policy is not None:
+        raise InvalidError(
+            "is given beside a policy, which has its own",
+            where="quorum",
+            remedy="pass the one or the other",
+            code="bad-parameter",
+        )
+    if quorum:
+        policy = quorum_of(witnesses, quorum)
     if policy is not None:
         witnesses += [each.key for each in policy.witnesses if each.key not in witnesses]
-    check = _Check(parse_log_keys(log_vkey), statement, issuer_keys, witnesses, quorum, policy)
+    return witnesses, policy
+
+
+def _checked(check: _Check, data: bytes, name: str, begun: float) -> VerifyReport:
     try:
         check.run(data)
     except TallystickError as error:
@@ -167,17 +192,29 @@ def _read(path: Path) -> bytes:
         ) from None
     if len(data) > MAX_EVIDENCE_BYTES:
         raise InvalidError(
-            "is larger than evidence can be",
-            where=str(path),
-            remedy="audit a database instead",
-            code="too-large",
+            "is larger than evidence can be", where=str(path), remedy=_AUDIT_INSTEAD, code="too-large"
+        )
+    if data.startswith(_DATABASE):
+        raise InvalidError(
+            "is a database, not evidence", where=str(path), remedy=_AUDIT_INSTEAD, code="not-evidence"
         )
     return data
 
 
-def _verify_settlement(path: Path, log_vkey: str, begun: float) -> VerifyReport:
+def _check_export(directory: Path) -> None:
+    """Refuse a folder that holds nothing of an export: whoever named it is wrong, not who made it."""
+    parts = (MANIFEST_FILE, MANIFEST_SIGNATURE_FILE, STATEMENTS_FILE, RECORDS_DIR)
+    if not any((directory / part).exists() for part in parts):
+        raise InvalidError(
+            "is not an export", where=str(directory), remedy=_AUDIT_INSTEAD, code="not-evidence"
+        )
+
+
+def _verify_settlement(path: Path, log_vkey: str, policy: Policy | None, begun: float) -> VerifyReport:
     settled = verify_settlement(path, parse_log_keys(log_vkey))
     findings = settled.findings
+    if settled.header is not None and settled.checkpoint is not None:
+        check_quorum(policy, Signed(settled.checkpoint, settled.header.checkpoint.encode()), (), findings)
     proves = proven_by_settlement(settled) if findings.verdict == "sound" else ()
     return VerifyReport(
         findings.verdict, "settlement", str(path), proves, tuple(findings.kept), tuple(findings.gaps),
@@ -204,7 +241,6 @@ class _Check:
         statement: bytes | None,
         issuer_keys: Collection[PublicKey],
         witnesses: list[VerifierKey],
-        quorum: int,
         policy: Policy | None,
     ) -> None:
         self.kind = ""
@@ -216,7 +252,6 @@ class _Check:
         self._statement = statement
         self._issuer_keys = {key.kid: key for key in (*issuer_keys, *self._publics.values())}
         self._witnesses = witnesses
-        self._quorum = quorum
         self._policy = policy
 
     def run(self, data: bytes) -> None:
@@ -239,7 +274,7 @@ class _Check:
             self._record_proof(data)
         elif _SIGNATURE_LINES in data:
             self.kind = "checkpoint"
-            self._proven_checkpoint(self._checkpoint(data, self._quorum))
+            self._proven_checkpoint(self._checkpoint(data))
         else:
             self.findings.gap("file", "it is none of the kinds of evidence that ledgers give, or is damaged")
 
@@ -277,7 +312,7 @@ class _Check:
 
     def _without_checkpoint(self) -> None:
         if self._policy is not None and self._policy.quorum != NONE:
-            self.findings.gap("policy", "receipts carry no cosignatures: get the entry's proof from the log")
+            self.findings.gap("quorum", "receipts carry no cosignatures: get the entry's proof from the log")
 
     def _receipt(self, receipt: Receipt, statement: SignedStatement, where: str = "receipt") -> None:
         if receipt.origin != self._origin:
@@ -319,25 +354,16 @@ class _Check:
             return
         if proof.extra is not None and proof.extra != statement.entry:
             self.findings.gap("extra data of the proof", "nothing vouches for it: it is not the statement")
-        checkpoint = verify_tlog_proof(
-            proof, statement.leaf_hash, self._log_keys, self._witnesses, self._quorum
-        )
+        checkpoint = verify_tlog_proof(proof, statement.leaf_hash, self._log_keys, self._witnesses)
         self._check_policy(proof.checkpoint_note)
         self._note_unknown(proof.checkpoint_note)
         self.proves.append(f"{_named(statement)} is leaf {proof.index} of the tree below")
         self._proven_checkpoint(checkpoint)
         self._issuer(statement)
 
-    def _checkpoint(self, note: bytes, quorum: int = 0) -> Checkpoint:
+    def _checkpoint(self, note: bytes) -> Checkpoint:
         checkpoint = open_checkpoint(note, self._log_keys)
         cosigned = verified_cosignatures(parse_note(note), self._witnesses)
-        if len(cosigned) < quorum:
-            raise CorruptError(
-                f"{len(cosigned)} known witnesses cosigned, {quorum} are needed",
-                where="checkpoint",
-                remedy="ask the log for a checkpoint with more cosignatures",
-                code="quorum-missed",
-            )
         self._check_policy(note)
         for name, seconds in cosigned:
             self.proves.append(
@@ -347,18 +373,18 @@ class _Check:
         return checkpoint
 
     def _check_policy(self, note: bytes) -> None:
-        """Check that a quorum of the policy cosigned, if there is a policy."""
+        """Check that a quorum cosigned, if one is asked for."""
         if self._policy is None:
             return
         names = cosigned_by(parse_note(note), self._policy)
         if not self._policy.satisfied_by(names):
             raise CorruptError(
-                f"{len(names)} witnesses of the policy cosigned, which is not its quorum",
+                f"{len(names)} of the witnesses cosigned, which is not the quorum that is asked for",
                 where="checkpoint",
                 remedy="ask the log for a checkpoint with more cosignatures",
                 code="quorum-missed",
             )
-        self.proves.append(f"a quorum of the policy cosigned it: {', '.join(names) or 'none is asked for'}")
+        self.proves.append(f"a quorum of witnesses cosigned it: {', '.join(names) or 'none is asked for'}")
 
     def _note_unknown(self, note: bytes) -> None:
         parsed = parse_note(note)

@@ -53,6 +53,6 @@ def check_quorum(
     findings.add(
         "quorum-missed",
         f"checkpoint {newest.checkpoint.size}",
-        f"{most} witnesses of the policy cosigned, which is not its quorum",
+        f"{most} of the witnesses cosigned, which is not the quorum that is asked for",
         "ask the log's operator why; until then, other people may be shown another history",
     )

@@ -23,12 +23,13 @@ from ledger.core.note import (
     parse_vkey,
 )
 
-__all__ = ["KnownLog", "Policy", "Witness", "check_witnessed", "cosigned_by", "parse_policy"]
+__all__ = ["KnownLog", "Policy", "Witness", "check_witnessed", "cosigned_by", "parse_policy", "quorum_of"]
 
 MAX_POLICY_BYTES = 1 << 20
 MAX_NAMES = 256
 """Logs, witnesses and groups; the specification asks for 32 of each."""
 NONE = "none"
+_COSIGNATURES = (COSIGNATURE_ED25519, COSIGNATURE_ML_DSA_44)
 _ALLOWED = frozenset({0x09, 0x0A, *range(0x20, 0x7F), *range(0x80, 0x100)})
 
 
@@ -84,6 +85,29 @@ class Policy:
             if sum(member in witnessed for member in group.members) >= group.threshold:
                 witnessed.add(name)
         return self.quorum in witnessed
+
+
+def quorum_of(keys: Collection[VerifierKey], count: int) -> Policy:
+    """Return the policy that ``count`` of the witnesses with these keys must have cosigned.
+
+    Raises:
+        InvalidError: there are not so many, or a key makes no cosignatures.
+    """
+    names = tuple(dict.fromkeys(key.name for key in keys))
+    if not 1 <= count <= len(names):
+        raise InvalidError(
+            f"A quorum of {count} cannot be asked of {len(names)} witnesses",
+            where="quorum",
+            remedy="pass the keys of more witnesses, or a smaller quorum",
+            code="bad-parameter",
+        )
+    for key in keys:
+        if key.sig_type not in _COSIGNATURES:
+            raise InvalidError(
+                "makes no cosignatures", where=f"verifier key {key.name}", remedy="pass a witness's key"
+            )
+    group = f"{count} of {len(names)}"  # no name of a key: it has spaces
+    return Policy((), tuple(Witness(key.name, key) for key in keys), {group: _Group(count, names)}, group)
 
 
 def parse_policy(data: bytes) -> Policy:
@@ -154,7 +178,7 @@ class _Reading:
 
     def _witness(self, words: list[str], number: int) -> None:
         key = _key(words[1], number)
-        if key.sig_type not in (COSIGNATURE_ED25519, COSIGNATURE_ML_DSA_44):
+        if key.sig_type not in _COSIGNATURES:
             raise _bad(f"the key of {key.name} makes no cosignatures", number)
         if any(witness.key.public_key == key.public_key for witness in self._witnesses):
             raise _bad("another witness line has this public key", number)

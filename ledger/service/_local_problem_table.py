@@ -312,6 +312,11 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
         "Check the path.",
     ),
     (
+        "not-evidence", 400, "Not evidence",
+        "The file or folder is none that proves something by itself: a database, or no export.",
+        "Audit a ledger's folder or database: `tallystick audit`.",
+    ),
+    (
         "unreadable", 503, "Not readable",
         "The source of an audit cannot be read.",
         "Check path, permissions and connection.",

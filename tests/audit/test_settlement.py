@@ -15,13 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as hs
 from msgspec import UNSET
 
+from ledger.audit import verify_file
 from ledger.audit.settlement import Settled, SettledRecord, is_settlement, verify_settlement
 from ledger.core import settlement as form
 from ledger.core.commitments import commit_request, record_salt
 from ledger.core.errors import InvalidError, RefusedError
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.log_keys import log_verifier_key
 from ledger.core.merkle import inclusion_path
+from ledger.core.note import COSIGNATURE_ED25519, VerifierKey, format_vkey
 from ledger.core.records import Energy, Record, encode_record, record_hash
 from ledger.core.statements import Correction
 from ledger.export.settlement import _Paths, make_settlement
@@ -311,3 +313,14 @@ def test_each_line_is_as_the_published_schemas_say(made: Made, tmp_path: Path) -
         if value["line"] == "record":
             record.validate(value["record"])
     assert seen == {*form.PARTS, "seal"}
+
+
+def test_a_quorum_counts_for_a_bundle(made: Made, tmp_path: Path) -> None:
+    path = bundle(made, tmp_path / "b")
+    log = format_vkey(log_verifier_key(ORIGIN, made.key.public))
+    witness = format_vkey(
+        VerifierKey.of("w.example.com", COSIGNATURE_ED25519, generate_key().public.raw_bytes())
+    )
+    assert verify_file(path, log).verdict == "sound"
+    report = verify_file(path, log, witness_vkeys=[witness], quorum=1)
+    assert [each.code for each in report.findings] == ["quorum-missed"]

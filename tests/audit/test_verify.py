@@ -16,6 +16,7 @@ from ledger.core.cosignature import cosign_ed25519
 from ledger.core.errors import InvalidError
 from ledger.core.keys import generate_key
 from ledger.core.note import COSIGNATURE_ED25519, Note, VerifierKey, format_note, format_vkey, parse_note
+from ledger.core.policy import parse_policy
 from ledger.core.statements import transparent_statement
 from ledger.core.tlog_proof import TlogProof, format_tlog_proof
 from ledger.store import open_store, queries
@@ -193,6 +194,65 @@ def test_witnesses(log: Log, evidence: Evidence) -> None:
     )
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_quorum_counts_for_every_kind(name: str, log: Log, evidence: Evidence) -> None:
+    keys = [generate_key().public.raw_bytes() for _ in range(2)]
+    vkeys = [
+        format_vkey(VerifierKey.of(f"w{n}.example.com", COSIGNATURE_ED25519, key))
+        for n, key in enumerate(keys)
+    ]
+    report = check(log, evidence, name, witness_vkeys=vkeys, quorum=2)
+    assert report.proves == ()
+    if name in ("receipt", "transparent"):  # they carry no cosignatures
+        assert (report.verdict, [each.where for each in report.gaps]) == ("unknown", ["quorum"])
+    else:
+        assert [each.code for each in report.findings] == ["quorum-missed"]
+    for asked in (vkeys, []):
+        with pytest.raises(InvalidError, match="quorum of 3"):
+            check(log, evidence, name, witness_vkeys=asked, quorum=3)
+
+
+def test_a_quorum_counts_for_an_export(log: Log, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from tests.audit.test_export_hostile import export
+
+    directory = export(log, tmp_path).directory
+    key = generate_key().public.raw_bytes()
+    vkey = format_vkey(VerifierKey.of("w.example.com", COSIGNATURE_ED25519, key))
+    assert verify_file(directory, log.vkey).verdict == "sound"
+    report = verify_file(directory, log.vkey, witness_vkeys=[vkey], quorum=1)
+    assert [each.code for each in report.findings] == ["quorum-missed"]
+
+
+def test_a_quorum_stands_alone(log: Log, evidence: Evidence) -> None:
+    policy = parse_policy(b"quorum none\n")
+    with pytest.raises(InvalidError, match="beside a policy"):
+        check(log, evidence, "checkpoint", quorum=1, policy=policy)
+
+
+def test_a_witness_with_two_keys_counts_once(log: Log, evidence: Evidence) -> None:
+    first, second = generate_key(), generate_key()
+    note = parse_note(evidence.checkpoint)
+    both = [cosign_ed25519(note.text, "w.example.com", key.raw, 1_760_000_000) for key in (first, second)]
+    cosigned = format_note(Note(note.text, (*note.signatures, *both)))
+    names = ("w.example.com", "w.example.com", "other.example.com")
+    vkeys = [
+        format_vkey(VerifierKey.of(name, COSIGNATURE_ED25519, key.public.raw_bytes()))
+        for name, key in zip(names, (first, second, generate_key()), strict=True)
+    ]
+    assert verify_data(cosigned, log.vkey, witness_vkeys=vkeys, quorum=1).verdict == "sound"
+    assert verify_data(cosigned, log.vkey, witness_vkeys=vkeys, quorum=2).verdict == "refuted"
+
+
+def test_what_is_no_evidence_refutes_nothing(log: Log, tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    database = log.copy(tmp_path / "ledger" / "ledger.db")
+    for path in (database, database.parent):
+        with pytest.raises(InvalidError, match=r"is a database|is not an export") as caught:
+            verify_file(path, log.vkey)
+        assert "tallystick audit" in caught.value.remedy
+
+
 def test_files(log: Log, evidence: Evidence, tmp_path: Path) -> None:
     (tmp_path / "a.receipt").write_bytes(evidence.receipt)
     (tmp_path / "a.statement").write_bytes(evidence.statement)
@@ -203,6 +263,7 @@ def test_files(log: Log, evidence: Evidence, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(8 << 20))
     with pytest.raises(InvalidError):
         verify_file(tmp_path / "large", log.vkey)
+    (tmp_path / "records").mkdir()
     assert verify_file(tmp_path, log.vkey).verdict == "refuted"  # an export without a manifest
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n")
     assert verify_file(tmp_path / "picture", log.vkey).verdict == "unknown"
