@@ -34,8 +34,16 @@ class Client:
     """A service at a base URL. Requests are retried where that is safe (GET)."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # such as a bracket without its pair
+            parts = urlsplit("")
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.username is not None
+            or parts.query
+        ):
             raise InvalidError(
                 f"{url[:200]!r} is not the URL of a service",
                 remedy="write it like http://127.0.0.1:8090",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from ledger.core.canonical import MAX_SAFE_INTEGER
 from ledger.core.errors import InvalidError
 
 __all__ = [
     "amount",
     "carbon",
+    "check_period",
     "cost",
     "count",
     "duration",
@@ -26,6 +28,8 @@ __all__ = [
 _UJ_PER_UWH = 3_600
 _ENERGY = ((10**12, "MWh"), (10**9, "kWh"), (10**6, "Wh"), (10**3, "mWh"), (1, "µWh"))
 _US_PER_S = 1_000_000
+_TIME_DIGITS = 20
+"""More than any time has: Python takes long for numbers of many digits."""
 # Times written without an offset are UTC; so are those we write.
 _MARK = {"measured": "", "modelled": "~", "estimated": "~~"}
 """Put before a figure: nothing for what counters said, ``~`` for a model's word, ``~~`` for a table's."""
@@ -120,21 +124,40 @@ def parse_time(text: str | None, option: str) -> int | None:
     """Unix microseconds of an ISO 8601 time (UTC where it has no offset) or of a plain integer.
 
     Raises:
-        InvalidError: it is neither.
+        InvalidError: it is neither, or before 1970 or beyond what a record can say.
     """
     if text is None:
         return None
-    if text.isascii() and text.isdigit():
-        return int(text)
     try:
-        when = datetime.fromisoformat(text)
+        if text.isascii() and text.isdigit():
+            us = int(text[:_TIME_DIGITS])
+        else:
+            when = datetime.fromisoformat(text)
+            when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+            delta = when - datetime(1970, 1, 1, tzinfo=UTC)
+            us = (delta.days * 86_400 + delta.seconds) * _US_PER_S + delta.microseconds
     except ValueError:
+        us = -1
+    if not 0 <= us <= MAX_SAFE_INTEGER:
         raise InvalidError(
-            f"{text!r} is not a time",
+            f"{text[:80]!r} is not a time",
             where=option,
             remedy="write 2026-01-31, 2026-01-31T12:00:00Z or Unix microseconds",
             code="bad-time",
-        ) from None
-    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
-    delta = when - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * _US_PER_S + delta.microseconds
+        )
+    return us
+
+
+def check_period(from_us: int | None, to_us: int | None) -> None:
+    """Refuse a period that ends before it begins: nothing would be found, and nobody told why.
+
+    Raises:
+        InvalidError: it does.
+    """
+    if from_us is not None and to_us is not None and from_us > to_us:
+        raise InvalidError(
+            "the period ends before it begins",
+            where="--from, --to",
+            remedy="exchange the two, or leave one out",
+            code="bad-parameter",
+        )

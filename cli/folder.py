@@ -77,8 +77,12 @@ class Folder:
             sequencer.stop()
 
 
-def open_folder(path: Path) -> Folder:
+def open_folder(path: Path, *, or_url: bool = False) -> Folder:
     """The ledger in ``path``.
+
+    Args:
+        path: the folder.
+        or_url: whether a service's URL would have done.
 
     Raises:
         InvalidError: there is none.
@@ -88,7 +92,8 @@ def open_folder(path: Path) -> Folder:
         raise InvalidError(
             "is not a ledger's folder",
             where=str(path),
-            remedy="name the folder that `tallystick init` made, or the URL of a service (http://...)",
+            remedy="name the folder that `tallystick init` made"
+            + (", or the URL of a service (http://...)" if or_url else ""),
             code="no-ledger",
         )
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,15 +51,17 @@ def list_records(
     With --json: records (each leaf_index, position, issuer, record) and next, the cursor of what follows,
     absent at the end. `record` is the record as it was logged.
     """
-    from cli.figures import parse_time
+    from cli.figures import check_period, parse_time
     from cli.output import note, print_json
     from cli.target import open_ledger
 
+    from_us, to_us = parse_time(from_, "--from"), parse_time(to, "--to")
+    check_period(from_us, to_us)
     query = {
-        "from_us": parse_time(from_, "--from"),
-        "to_us": parse_time(to, "--to"),
+        "from_us": from_us,
+        "to_us": to_us,
         "model": model,
-        "deployment": deployment,
+        "deployment": _digest(deployment),
         "tenant": tenant,
         "issuer": issuer,
     }
@@ -73,6 +76,19 @@ def list_records(
     _print_records(found, ledger.models())
     if following is not None:
         note(f"there are more: --all, or --cursor {following}")
+
+
+def _digest(text: str | None) -> str | None:
+    from ledger.core.errors import InvalidError
+
+    if text is not None and re.fullmatch("[0-9a-f]{64}", text) is None:
+        raise InvalidError(
+            f"{text[:80]!r} is not the digest of a deployment",
+            where="--deployment",
+            remedy="pass its 64 hex digits, as `tallystick records show` has them",
+            code="bad-parameter",
+        )
+    return text
 
 
 def _pages(
@@ -262,11 +278,13 @@ def rollups(
     from cli.output import print_json, table
     from cli.target import open_ledger
 
+    from_us, to_us = figures.parse_time(from_, "--from"), figures.parse_time(to, "--to")
+    figures.check_period(from_us, to_us)
     query = {
-        "from_us": figures.parse_time(from_, "--from"),
-        "to_us": figures.parse_time(to, "--to"),
+        "from_us": from_us,
+        "to_us": to_us,
         "model": model,
-        "deployment": deployment,
+        "deployment": _digest(deployment),
         "tenant": tenant,
     }
     dimensions = [each.value for each in by] if by else ["day", "model"]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Ledger", "LocalLedger", "RemoteLedger", "is_url", "open_ledger"]
 
 
+_PLACE_DIGITS = len(str(2**63))
+
+
 class Ledger(Protocol):
     """What commands ask of a ledger."""
 
@@ -74,7 +77,7 @@ def open_ledger(target: str, api_key_file: Path | None = None) -> Ledger:
         return RemoteLedger(Client(target, read_api_key(api_key_file)))
     from cli.folder import open_folder
 
-    return LocalLedger(open_folder(Path(target)))
+    return LocalLedger(open_folder(Path(target), or_url=True))
 
 
 class LocalLedger:
@@ -90,7 +93,7 @@ class LocalLedger:
 
         query = dict(query)
         limit, cursor = query.pop("limit", 100), query.pop("cursor", None)
-        if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < _PLACE_DIGITS):
             raise InvalidError(
                 f"{cursor[:40]!r} is not a cursor", remedy="pass `next` of an earlier page", code="bad-cursor"
             )

@@ -65,7 +65,10 @@ class UrlSource:
     has_tables = False
 
     def __init__(self, url: str, *, api_key: str | None = None, workers: int = 8) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # such as a bracket without its pair
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidError(
                 "is not the URL of a service", remedy="use http:// or https://", code="bad-target"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ledger.audit.database import PostgresSource, SqliteSource
 from ledger.audit.export import ExportSource
@@ -30,7 +29,7 @@ def open_source(target: str | Path, *, api_key: str | None = None) -> Source | E
         InvalidError: it is none of these.
     """
     text = str(target)
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in ("http", "https"):
         return UrlSource(text, api_key=api_key)
     if scheme.startswith("postgresql"):

@@ -76,7 +76,10 @@ class Client:
     """
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # such as a bracket without its pair
+            parts = urlsplit("")
         if (
             parts.scheme not in ("http", "https")
             or not parts.hostname

@@ -52,6 +52,25 @@ def test_filters(ledger: LedgerFolder, run: Run, arguments: tuple[str, ...], cou
     assert len(page["records"]) == count
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--from", "2026-01-01", "--to", "2025-01-01"),
+        ("--from", "9" * 30),
+        ("--deployment", "zz"),
+        ("--cursor", "9" * 30),
+    ],
+)
+def test_what_can_find_nothing_is_refused(ledger: LedgerFolder, run: Run, arguments: tuple[str, ...]) -> None:
+    for command in (("records", "list"), ("rollups",)):
+        if command == ("rollups",) and "--cursor" in arguments:
+            continue
+        result = run(*command, ledger.path, *arguments)
+        assert result.exit_code == 2, result.output
+        assert "remedy: " in result.stderr
+        assert "unexpected" not in result.stderr
+
+
 def test_table_is_for_people(ledger: LedgerFolder, run: Run) -> None:
     result = run("records", "list", ledger.path, "--limit", 1)
     assert ledger.records[0].id in result.stdout
