@@ -45,6 +45,7 @@ class DerivedAudit:
         self._pending_count = 0
         self._acts: dict[Any, str] = {}
         self._granted: dict[Any, tuple[Any, Any, Any]] = {}  # API key -> scopes, tenant, token SHA-256
+        self._withdrawn: set[Any] = set()  # API keys
         self._damaged: set[int] = set()  # leaves whose records could not be read
         self._slices = _Slices(source.rows("batch_slice"), findings)
         self._index: IndexAudit | None = None
@@ -150,12 +151,15 @@ class DerivedAudit:
             said = msgspec.json.decode(detail)
             if said.get("key") is not None:
                 self._granted[said["key"]] = (said["scopes"], said.get("tenant"), said["token_sha256"])
+            if said.get("revoked_key") is not None:
+                self._withdrawn.add(said["revoked_key"])
         except (msgspec.DecodeError, AttributeError, KeyError, TypeError, UnicodeError):
             return  # signed as it is: an act of a later version
 
     def _check_api_keys(self) -> None:
-        """API keys carry a digest over themselves, and the act that made each says what was granted."""
+        """API keys carry a digest over themselves, and the acts that made and revoked each say what holds."""
         unknown = []
+        missing = set(self._granted) - self._withdrawn  # only revoked ones are ever deleted
         for row in self._source.rows("api_key"):
             self._findings.counts.rows += 1
             *values, tenant, digest = row
@@ -171,6 +175,14 @@ class DerivedAudit:
                 )
             key, token, scopes, revoked = row[0], row[1], row[2], row[5]
             granted = self._granted.get(key)
+            missing.discard(key)
+            if revoked is None and key in self._withdrawn:
+                self._findings.add(
+                    "row-differs",
+                    place("api_key", key, column="revoked_s"),
+                    "is empty, but the log says that the key was revoked",
+                    "revoke the key again, and find out who changed the database",
+                )
             if granted is None:
                 unknown += [shown(key)] if revoked is None else []
             elif granted != (scopes, tenant, token.hex() if isinstance(token, bytes) else token):
@@ -180,6 +192,13 @@ class DerivedAudit:
                     "scopes, tenant or token are not those that the log says were granted",
                     "revoke the key, and find out who changed the database",
                 )
+        for key in sorted(map(str, missing)):
+            self._findings.add(
+                "row-missing",
+                place("api_key", key),
+                "the log says that this key was granted, and nothing that it was revoked",
+                "find out who changed the database, and make another key",
+            )
         if unknown:
             self._findings.note(
                 f"API keys in force that no act in the log granted ({len(unknown)}): "

@@ -16,7 +16,7 @@ from ledger.core import statements as st
 from ledger.core.keys import PrivateKey, generate_key
 from ledger.core.note import format_vkey
 from ledger.core.records import Quality, document_digest, encode_record, record_hash
-from ledger.service.admin import grant_api_key
+from ledger.service.admin import grant_api_key, withdraw_api_key
 from ledger.service.auth import create_api_key, list_api_keys, revoke_api_key
 from ledger.store import Limits, Registration, Sequencer, migrate, open_store, prepare_statement
 from ledger.store.append import create_log
@@ -156,6 +156,8 @@ def write_everything(path: Path) -> Log:
     writer.sequencer.revoke_key(gpu.name, old.public, reason="rotated").result(timeout=30)
     writer.log(gpu.batch(make_records(4, deployment, first=400)))
     grant_api_key(writer.sequencer, "granted", ["read"], tenant="t-1")
+    token = grant_api_key(writer.sequencer, "withdrawn", ["admin"])
+    withdraw_api_key(writer.sequencer, token.split("_")[1])
     create_api_key(writer.store, "auditor", ["read"])
     create_api_key(writer.store, "old", ["emit", "admin"])
     revoke_api_key(writer.store, list_api_keys(writer.store)[-1].id)
