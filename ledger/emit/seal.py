@@ -45,6 +45,7 @@ class Block:
     def __init__(self, max_records: int) -> None:
         self._max_records = max_records
         self._size = 0
+        self._summed = False  # sums and root are kept from here on, so no record may join any more
         self._parts: list[Composed] = []
         self.lines: list[bytes] = []  # each with its newline
         self.ids: list[str] = []
@@ -59,7 +60,7 @@ class Block:
         """Add a record; False, and nothing changed, if it does not fit."""
         record, line, by = composed.record, composed.line, composed.by
         size = self._size + len(line) + 1
-        if len(self.lines) >= self._max_records or size > MAX_BLOCK_BYTES:
+        if self._summed or len(self.lines) >= self._max_records or size > MAX_BLOCK_BYTES:
             return False
         new_deployment = record.deployment not in self.deployments
         if new_deployment and len(self.deployments) >= MAX_BATCH_DOCUMENTS:
@@ -84,8 +85,10 @@ class Block:
     def pieces(self) -> list[Block]:
         """Smaller blocks in place of this one if it has a sum that no statement can carry; else none.
 
-        Looked for once for each block, since it hardly ever is so: adding a record is then quick.
+        Looked for once for each block, since it hardly ever is so: adding a record is then quick. From here
+        on the block takes no more: should its sealing fail, what comes meanwhile goes into the next one.
         """
+        self._summed = True
         try:
             self.totals  # noqa: B018
         except InvalidError:

@@ -92,6 +92,15 @@ def test_a_block_takes_no_more_than_its_count() -> None:
     assert len(block) == len(block.ids) == len(block.hashes) == 3
 
 
+def test_a_block_that_was_summed_takes_no_more() -> None:
+    block = Block(4096)
+    first, second = make_records(2, DEPLOYMENT)
+    assert block.add(composed(first))
+    assert block.pieces() == []
+    assert not block.add(composed(second))
+    assert batch_payload(block, HEAD, 1_760_000_000_000_000).totals == sum_records([first])
+
+
 def test_a_block_takes_no_more_bytes_than_the_ledger(monkeypatch) -> None:
     monkeypatch.setattr("ledger.emit.seal.MAX_BLOCK_BYTES", 2000)
     block = Block(4096)
