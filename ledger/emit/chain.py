@@ -13,7 +13,7 @@ from ledger.core.errors import CorruptError, UnavailableError
 from ledger.emit._disk import replace_file
 from ledger.emit.head import Head, write_head
 from ledger.emit.room import PENDING
-from ledger.emit.session import abandoned_sessions, settle_session
+from ledger.emit.session import MAKING, abandoned_sessions, settle_session
 from ledger.emit.spooled import Spooled, encode_spooled
 from ledger.emit.tally import note_held, write_copy
 
@@ -47,6 +47,8 @@ class Chain:
         if thorough:
             for leftover in spool.directory.glob(f"*{PENDING}.tmp"):
                 leftover.unlink()  # never complete: only a holder of the lock writes one
+            for leftover in spool.directory.glob(f"{MAKING}*"):
+                leftover.unlink(missing_ok=True)  # whoever is making it makes another one
             for seq in reversed(spool.waiting()):
                 if seq <= self.head.next_seq or spool.is_moving():
                     break

@@ -381,6 +381,7 @@ class Recorder:
         """Start the threads that do not run yet; False if the system gives none."""
         if not self._threads:
             lifetime.close_with_worker()
+            self._sealer.open_session_now()  # a forked child has none yet, and may be killed at any time
         runs = {_SEAL: self._sealer.run}
         if self._metering is not None:
             runs = {_METER: self._metering.run} | runs
@@ -572,6 +573,7 @@ class Recorder:
         if self._metering is not None:
             self._metering.forget_parent()
         self._begin()
+        self._inbox.cold = True
         if not self._closed:
             self._limit = self._queue_limit
 

@@ -134,6 +134,15 @@ class Sealer:
             with self._spool.locked():
                 self._ensure_session()
 
+    def open_session_now(self) -> None:
+        """``open_session`` without a wait for the spool, and without an error: ``run`` tries again.
+
+        Call it before the thread runs.
+        """
+        if self._session is None:
+            with contextlib.suppress(UnavailableError):
+                self._ensure_session()
+
     def close(self, by: float) -> None:
         """Ask ``run`` to seal what is left and end, at the latest at the monotonic time ``by``."""
         self._close_by = by

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from ledger.emit.ids import GIVEN, SETTLED, RecordIds
 
-__all__ = ["Session", "abandoned_sessions", "read_counts", "settle_session"]
+__all__ = ["MAKING", "Session", "abandoned_sessions", "read_counts", "settle_session"]
 
+MAKING = ".session-"
+"""Begins the name, in the spool itself, of a session's file that is not whole yet."""
 _COUNTS = struct.Struct("=QQ")
 _SIZE = mmap.PAGESIZE
 _SETTLED_AT = 8 * SETTLED
@@ -27,7 +29,10 @@ _MOST_UNSETTLED = 1 << 32
 
 
 class Session:
-    """This process's session. Opened, settled and closed under the spool's lock.
+    """This process's session. Settled and closed under the spool's lock.
+
+    Opened without it, so that a serving thread may: the file appears among the others when it is whole and
+    its lock is held, so that nobody takes it for one that was left behind.
 
     Args:
         directory: the folder of session files.
@@ -41,7 +46,8 @@ class Session:
         self.name = os.urandom(8).hex()
         self._ids = ids
         self._path = directory / self.name
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        making = directory.with_name(f"{MAKING}{self.name}")
+        self._file = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Real zeros, not a hole: a store into a hole on a full disk would kill the process (SIGBUS).
@@ -50,9 +56,10 @@ class Session:
                 raise OSError(errno.ENOSPC, "no room for a session file", str(self._path))
             os.fsync(self._file)
             self._map: mmap.mmap | None = mmap.mmap(self._file, _SIZE)
+            making.rename(self._path)
         except BaseException:
             os.close(self._file)
-            self._path.unlink(missing_ok=True)
+            making.unlink(missing_ok=True)
             raise
         self._marks = memoryview(self._map).cast("Q")
         self._marks[GIVEN] = ids.marks[GIVEN]

@@ -533,6 +533,28 @@ def test_a_child_that_never_records_costs_nothing(make_recorder: MakeRecorder, d
     assert double.dropped == 0
 
 
+@pytest.mark.parametrize("end", ["record", "begin"])
+def test_a_child_that_is_killed_at_once_is_accounted_for(
+    make_recorder: MakeRecorder, spool_dir: Path, end: str
+) -> None:
+    recorder = make_recorder(max_age_s=60.0)
+    recorder.record(**report())
+    assert recorder.sync()
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            for _ in range(5):
+                recorder.record(**report()) if end == "record" else recorder.begin()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert recorder.close()
+    later = make_recorder()
+    later.record(**report())
+    assert later.close()
+    assert sum(each.count for each in batches(spool_dir)) + told(spool_dir) == 22
+    assert told(spool_dir) == 20
+
+
 def test_a_parents_death_is_seen_though_a_child_lives(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     """The child inherits the parent's open files, but must not keep its session alive."""
     ready_read, ready_write = os.pipe()
