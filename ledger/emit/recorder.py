@@ -193,7 +193,7 @@ class Recorder:
         self._meter = _meter(environment.get("TALLYSTICK_METER", "") if meter is None else meter)
         self._rule = rule or Rule()
         self._meter_window_s = meter_window_s
-        self._closed = False
+        self._closed = self._was_late = False
         self._limit = queue_limit  # 0 once closed
         self._begin()
         self._sealer.open_session()
@@ -367,6 +367,9 @@ class Recorder:
                 return True
             time.sleep(_FULL_POLL_S)
         inbox.drop()
+        if self._closed and not self._was_late:
+            self._was_late = True
+            _logger.warning("record was called after close: such records are lost, and no statement tells it")
         return False
 
     def _rouse(self) -> None:

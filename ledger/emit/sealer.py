@@ -102,6 +102,7 @@ class Sealer:
         self._overflow_seen = 0
         self._failures = 0
         self._complaints = Complaints("records cannot be put into the spool")
+        self._overflows = Complaints("the queue is full")
         self._rejections = Complaints("a record was rejected and is counted as dropped")
         self._due = 0.0
         self._now_us = 0  # the time when the reports at hand were taken: they are of before
@@ -327,6 +328,8 @@ class Sealer:
 
     def _store(self) -> None:
         overflow = self._inbox.dropped
+        if overflow > self._overflow_seen:
+            self._overflows.say("records find no room, and are counted as dropped")
         self._untold += overflow - self._overflow_seen
         self._overflow_seen = overflow
         due = self._is_due()
@@ -341,7 +344,6 @@ class Sealer:
                 continue
             with self._spool.locked() as chain:
                 self._seal(chain, self._blocks[0])
-            self._blocks.popleft()
             self._due = time.monotonic() + self._max_age_s if self._blocks else 0.0
             _breathe(0)
         if self._abandoned:
@@ -371,6 +373,11 @@ class Sealer:
                 ) from error
 
     def _tell_drops(self, chain: Chain) -> None:
+        # Where the flush of the head failed, what it says stands nevertheless: the chain settled our session
+        # by it when the lock was taken anew.
+        noted = min(self._untold, max(0, self._inbox.ids.marks[SETTLED] - self._settled))
+        self._settled += noted
+        self._untold -= noted
         if self._untold:
             settled = self._settled + self._untold
             chain.add_dropped(self._untold, self._session_name(), settled)
@@ -393,13 +400,12 @@ class Sealer:
                 chain.publish(digest)
         settled = self._settled + len(block)
         with self._unattributed() as unattributed_uj:
-            self._seal_batch(chain, block, settled, unattributed_uj)
-
-    def _seal_batch(self, chain: Chain, block: Block, settled: int, unattributed_uj: int) -> None:
-        payload = batch_payload(block, chain.head, _now_us(chain), unattributed_uj)
-        statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
-        body = batch_body(statement, block)
-        chain.append(Spooled(statement, body, self._session_name(), settled))
+            payload = batch_payload(block, chain.head, _now_us(chain), unattributed_uj)
+            statement = sign_statement(payload, issuer=self._spool.issuer, key=self._key.current())
+            body = batch_body(statement, block)
+            chain.append(Spooled(statement, body, self._session_name(), settled))
+        # It is in the chain: whatever fails from here on, it must not be sealed a second time.
+        self._blocks.popleft()
         self._settle(settled)
         self._deliveries.sealed(block, statement)
         self._was_sealed(statement.payload.seq)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from ledger.core.errors import InvalidError, RefusedError, UnavailableError
 from ledger.core.keys import generate_key
 from ledger.core.statements import Batch, DeploymentStatement, FactorsStatement, Heartbeat
 from ledger.emit import Recorder
+from ledger.emit.chain import Chain
 from ledger.emit.spool import Spool
 from ledger.keyfiles import save_private_key
 from tests.build import make_deployment, make_factor_set
@@ -235,7 +238,9 @@ class Stuck:
         self.patch.__exit__(None, None, None)
 
 
-def test_a_full_queue_drops_and_tells(make_recorder: MakeRecorder, spool_dir: Path, monkeypatch) -> None:
+def test_a_full_queue_drops_and_tells(
+    make_recorder: MakeRecorder, spool_dir: Path, monkeypatch, caplog
+) -> None:
     recorder = make_recorder(queue_limit=10, max_age_s=0.0)
     recorder.record(**report())
     assert recorder.sync()
@@ -253,6 +258,7 @@ def test_a_full_queue_drops_and_tells(make_recorder: MakeRecorder, spool_dir: Pa
     assert sum(each.count for each in batches(spool_dir)) == 12
     assert told(spool_dir) == 15
     assert recorder.status().problem is None
+    assert caplog.text.count("the queue is full: records find no room") == 1
 
 
 def test_drops_on_a_full_disk_outlive_a_kill(
@@ -359,14 +365,16 @@ def test_the_spools_limit_holds_back_and_drops(make_recorder: MakeRecorder, spoo
 # --- ending ----------------------------------------------------------------------------------------------
 
 
-def test_close_twice_and_record_afterwards(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+def test_close_twice_and_record_afterwards(make_recorder: MakeRecorder, spool_dir: Path, caplog) -> None:
     recorder = make_recorder()
     recorder.record(**report())
     assert recorder.close()
     assert recorder.close()
-    recorder.record(**report())
+    for _ in range(2):
+        recorder.record(**report())
     assert recorder.sync()
-    assert recorder.status().dropped == 1
+    assert recorder.status().dropped == 2
+    assert caplog.text.count("after close") == 1
     assert [each.count for each in batches(spool_dir)] == [1]
 
 
@@ -442,6 +450,55 @@ def test_a_bug_in_sealing_does_not_end_it(make_recorder: MakeRecorder, spool_dir
         assert eventually(lambda: "ZeroDivisionError" in str(recorder.status().problem))
     assert recorder.close()
     assert [each.count for each in batches(spool_dir)] == [1]
+
+
+def test_what_is_in_the_spool_is_not_sealed_again_when_unlocking_fails(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    """A close may fail (a network file system, a broken disk) though all was written."""
+    locked = Spool.locked
+    failures = iter([OSError(errno.EIO, "Input/output error")] * 3)
+
+    @contextlib.contextmanager
+    def failing(self: Spool) -> Iterator[Chain]:
+        with locked(self) as chain:
+            before = chain.head.next_seq
+            yield chain
+            if chain.head.next_seq > before and (failure := next(failures, None)) is not None:
+                raise UnavailableError(str(failure))
+
+    recorder = make_recorder(double, max_age_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "locked", failing)
+        for _ in range(6):
+            recorder.record(**report())
+            assert recorder.sync()
+    assert recorder.close()
+    assert len(double.records) == 6
+    assert double.dropped == 0
+
+
+def test_drops_are_told_once_though_a_flush_fails(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    recorder = make_recorder(double)
+    recorder.record(**report())
+    assert recorder.sync()
+    sync, failures = os.fsync, iter([True])
+
+    def failing(file: int) -> None:
+        sync(file)
+        if os.path.basename(os.readlink(f"/proc/self/fd/{file}")) == "head" and next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        for _ in range(3):
+            recorder.record(**report(started_us=1))
+        assert recorder.sync()
+    assert next(failures, False) is False
+    assert recorder.close()
+    assert double.dropped == 3
 
 
 def test_risky_settings_are_warned_of(make_recorder: MakeRecorder, caplog) -> None:
