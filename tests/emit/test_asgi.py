@@ -201,6 +201,17 @@ def test_null_usage_on_each_chunk_is_not_shown(records):
     assert json.loads(answer.data.split(b"\n\n")[0][6:])["choices"][0]["delta"] == {"content": "a"}
 
 
+def test_a_chunk_without_a_choice_stays_unless_it_is_that_of_usage(records):
+    """Azure OpenAI: the first chunk tells what its filters found in the prompt."""
+    first = {"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    told = b"data: " + json.dumps(first | {"usage": None}).encode() + b"\n\n"
+    answer = call(App(told, chunk("stop", content="a"), END, DONE, headers=EVENTS), records, STREAM)
+    shown = [event.data for event in Events().feed(answer.data)]
+    assert json.loads(shown[0]) == first
+    assert [json.loads(data).get("usage") for data in shown[1:-1]] == [None]
+    assert records.the_record()["usage"] == Usage(input_tokens=3, output_tokens=2)
+
+
 def test_chunks_pass_at_once(records):
     app = App(chunk(content="a"), chunk("stop"), END, DONE, headers=EVENTS, pause_s=0.4)
     with serving(RecordingMiddleware(app, records), lifespan="off") as url:
@@ -421,7 +432,7 @@ def test_other_requests_are_none_of_its_business(records, method, path):
 def test_a_recorded_request_asks_for_no_compression(records):
     app = App(json.dumps(ANSWER).encode())
     call(app, records, headers={"accept-encoding": "gzip"})
-    assert b"accept-encoding" not in app.heads[0]
+    assert app.heads[0][b"accept-encoding"] == b"identity"
 
 
 def test_a_compressed_answer_passes_untouched(records, caplog):
@@ -429,7 +440,10 @@ def test_a_compressed_answer_passes_untouched(records, caplog):
     answer = call(App(data, headers=[*JSON, (b"content-encoding", b"gzip")]), records)
     assert answer.data == data
     assert "compressed" in caplog.text
-    assert records.abandoned == ["record-1"]
+    record = records.the_record()
+    assert answer.headers["x-tallystick-record"] == record["id"]
+    assert (record["quality"], record["output_text"]) == (USAGE_ESTIMATED, None)
+    assert record["usage"].output_tokens == -(-len(data) // 4)
 
 
 def test_a_compressed_request_passes_untouched_and_its_answer_is_recorded(records):
@@ -468,15 +482,21 @@ def test_a_large_answer_passes_unread(records, engine, caplog):
     )
     assert answer.data == data
     assert "too long" in caplog.text
-    assert records.abandoned == ["record-1"]
+    record = records.the_record()
+    assert answer.headers["x-tallystick-record"] == record["id"]
+    assert (record["quality"], record["output_text"]) == (USAGE_ESTIMATED, None)
+    assert record["usage"].output_tokens == -(-len(data) // 4)
 
 
 def test_an_event_without_end_passes_unread(records, monkeypatch):
     monkeypatch.setattr("ledger.emit.engines._asgi_answer.Events", lambda: Events(100))
-    parts = [chunk(content="a")[:-2] + b" " * 200, b"\n\n", END]
+    parts = [b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n', b"data:" + b" " * 200, b"\n\n", END]
     answer = call(App(*parts, headers=EVENTS), records, STREAM)
     assert answer.data == b"".join(parts)
-    assert records.records == []
+    record = records.the_record()
+    assert (record["quality"], record["output_text"]) == (USAGE_ESTIMATED, None)
+    assert record["finish_reason"] is None  # it was not seen
+    assert record["usage"].output_tokens == 1 + -(-sum(map(len, parts[1:])) // 4)
 
 
 def test_an_answer_that_is_neither_json_nor_events(records):

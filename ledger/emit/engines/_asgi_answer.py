@@ -91,7 +91,8 @@ class Passage:
         if message["status"] >= _FIRST_ERROR:
             self._exchange.refuse()
         elif known.get(b"content-encoding", b"identity").lower() != b"identity":
-            self._complaints.say("an answer is compressed: its tokens cannot be counted")
+            self._exchange.answer.whole = False
+            self._complaints.say("an answer is compressed: its tokens are estimated")
         elif kind == b"text/event-stream":
             self._pass = self._pass_stream
         elif kind == b"application/json" or kind.endswith(b"+json"):
@@ -115,6 +116,7 @@ class Passage:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _pass_unread(self, data: bytes, more: bool) -> None:
+        self._exchange.unread_bytes += len(data)
         await self._forward(data, more)
 
     async def _pass_whole(self, data: bytes, more: bool) -> None:
@@ -127,7 +129,8 @@ class Passage:
     def _keep(self, data: bytes) -> None:
         if len(self._kept) + len(data) > self._limit:
             self._exchange.answer.whole = False
-            self._complaints.say("an answer is too long to be read: its tokens cannot be counted")
+            self._exchange.unread_bytes = len(self._kept) + len(data)
+            self._complaints.say("an answer is too long to be read: its tokens are estimated")
             self._pass = self._pass_unread
         else:
             self._kept += data
@@ -188,6 +191,7 @@ class Passage:
             parts.append(raw)
         if self._events.gave_up:
             self._exchange.answer.whole = False
+            self._exchange.unread_bytes += len(data)
         return b"".join(parts)
 
     def _read_event(self, raw: bytes, data: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Owns one request and its answer on their way: what becomes of them is one record, whatever the end.
 
 Token counts are the server's. Where it told none (an aborted stream of a server that counts at the end, a
-server without usage) they are estimated: a token for each chunk of text, four bytes of text for a token
-elsewhere. Such a record says so: ``quality`` has ``usage_estimated``, which is 1.
+server without usage, an answer that cannot be read) they are estimated: a token for each chunk of text, four
+bytes for a token elsewhere. Such a record says so: ``quality`` has ``usage_estimated``, which is 1.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Exchange:
     Attributes:
         record_id: of the record that comes of it.
         recorded: a record came of it.
+        unread_bytes: of an answer that was passed on, but is compressed or too long to be read.
         open: neither recorded nor abandoned yet.
     """
 
@@ -100,6 +101,7 @@ class Exchange:
     ) -> None:
         self.open = True
         self.recorded = False
+        self.unread_bytes = 0
         self.answer = Answer(1 if request is None else request.choices)
         self._recorder = recorder
         self._wire = wire
@@ -127,7 +129,8 @@ class Exchange:
 
     def end(self) -> None:
         """The answer came to its end."""
-        failed = self.answer.failed or (self._streamed and self.answer.finish_reason is None)
+        broken = self._streamed and self.answer.finish_reason is None and not self.unread_bytes
+        failed = self.answer.failed or broken
         self._close(ERROR if failed else None)
 
     def abort(self) -> None:
@@ -151,7 +154,7 @@ class Exchange:
             return
         answer, request = self.answer, self._request
         counts = answer.counts()
-        if counts is None and not answer.has_output and reason != ABORT:
+        if counts is None and not answer.has_output and not self.unread_bytes and reason != ABORT:
             self.refuse()  # failed before the first token, or runs in the background
             return
         self.open = False
@@ -189,7 +192,8 @@ class Exchange:
         if outputs is None:
             outputs = answer.parts if self._streamed else _tokens_in(answer.output_text() or "")
         return Usage(
-            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""), output_tokens=outputs
+            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""),
+            output_tokens=outputs + -(-self.unread_bytes // _BYTES_PER_TOKEN),
         )
 
 

@@ -215,7 +215,7 @@ def hide(body: Body, added: Added, *, streamed: bool) -> Body | None:
     """
     choices = body.get("choices")
     if streamed and choices == []:
-        if added.usage and "usage" in body:
+        if added.usage and body.get("usage") is not None:
             return None
         if "sglext.output_ids" in added.fields and "sglext" in body and "usage" not in body:
             left = _without(body, added.fields)
@@ -236,8 +236,9 @@ def _fields_of(body: Body, added: Added, streamed: bool) -> frozenset[str]:
         not body.get("choices") or any(mapping(each).get("finish_reason") for each in body["choices"])
     ):
         fields -= {_GOING}  # the last chunk of a choice, and that of usage, have them either way
-    of_a_choice = streamed and bool(body.get("choices"))
-    if of_a_choice and (added.continuous or (added.usage and body.get("usage", 0) is None)):
+    # Azure's first chunk, with what its filters say of the prompt, has no choice and no usage yet.
+    empty = added.usage and body.get("usage", 0) is None
+    if streamed and (empty or (added.continuous and body.get("choices"))):
         fields |= {"usage"}
     return fields
 

@@ -8,8 +8,8 @@ deployment then come from the environment. Any ASGI 3 app will do: FastAPI, Star
 
 What passes is not changed, but for this: a request is made to tell usage and token ids (``_wire``), and what
 the client did not ask for is taken out of the answer again; the answer has the header
-``x-tallystick-record``; a recorded request is passed on without ``accept-encoding``, since an answer that is
-compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a limit.
+``x-tallystick-record``; a recorded request is passed on with ``accept-encoding: identity``, since an answer
+that is compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a limit.
 Whatever goes wrong in recording is logged, and serving goes on.
 """
 
@@ -154,6 +154,7 @@ class RecordingMiddleware:
                 return
         dropped = {b"accept-encoding"} | (_FRAMING if data is not None else set())
         kept = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
+        kept.append((b"accept-encoding", b"identity"))  # without the header, any coding will do (RFC 9110)
         if data is not None:
             kept.append((b"content-length", str(len(data)).encode()))
         passage = Passage(exchange, added, send, self._complaints, self._max)
