@@ -41,7 +41,7 @@ class Inbox:
         self._lock = threading.Lock()  # guards the two counts; held for one addition
 
     def drop(self) -> None:
-        """Count a report that found no room."""
+        """Count a report that found no room, or could not be made."""
         with self._lock:
             self.dropped += 1
 

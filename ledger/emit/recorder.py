@@ -337,8 +337,8 @@ class Recorder:
         """Say that a generation begins; return the id of the record that it will have.
 
         Optional. It lets energy be shared with whoever is active meanwhile, and times be right though the
-        clock is set during the generation. What began must end in ``record(id=...)`` or ``abandon``: a
-        generation that this process never told the end of is counted as dropped.
+        clock is set during the generation. What began must end in ``record(id=...)``, ``abandon`` or
+        ``lose``: a generation that this process never told the end of is counted as dropped.
 
         Args:
             input_tokens: how long the prompt is, if that is known already.
@@ -356,6 +356,14 @@ class Recorder:
         """Say that what began generated nothing: it was refused. There is no record, and nothing was lost."""
         inbox = self._inbox
         inbox.marks.append((id, time.monotonic_ns(), ABANDONED))
+        if inbox.idle:
+            self._rouse()
+
+    def lose(self, id: str) -> None:
+        """Say that what began generated something that cannot be recorded: it counts as dropped."""
+        inbox = self._inbox
+        inbox.drop()
+        inbox.marks.append((id, time.monotonic_ns(), LOST))
         if inbox.idle:
             self._rouse()
 

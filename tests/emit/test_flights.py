@@ -41,6 +41,18 @@ def test_what_was_abandoned_is_not_lost(make_recorder: MakeRecorder, spool_dir: 
     assert told(spool_dir) == 0
 
 
+def test_what_cannot_be_recorded_is_lost_and_told(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    recorder = make_recorder()
+    lost, kept = recorder.begin(), recorder.begin()
+    recorder.lose(lost)
+    recorder.record(**report(), id=kept)
+    assert recorder.sync()
+    assert (recorder.status().dropped, told(spool_dir)) == (1, 1)
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 1
+    assert told(spool_dir) == 1
+
+
 def test_what_is_in_flight_at_the_end_is_told(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     recorder = make_recorder()
     recorder.record(**report())

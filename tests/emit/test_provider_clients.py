@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 from msgspec import UNSET
 
 from ledger.emit.engines import providers
+from ledger.emit.engines._exchange import USAGE_ESTIMATED
 from tests.emit.conftest import MakeRecorder, eventually
 from tests.emit.ledger_double import LedgerDouble
-from tests.emit.wire import MODEL, llama_server
+from tests.emit.wire import MODEL, answering, llama_server
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("xllamacpp")
@@ -60,6 +63,31 @@ def test_a_stream_that_is_left(client: Any, double: LedgerDouble) -> None:
     (record,) = double.records.values()
     assert record.finish_reason == "abort"
     assert record.quality is not UNSET
+
+
+def test_a_compressed_answer_is_estimated(double: LedgerDouble, make_recorder: MakeRecorder) -> None:
+    """Some proxies compress whatever they are asked."""
+    told = {
+        "id": "c-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "red"}, "finish_reason": "stop"}
+        ],
+    }
+    data = gzip.compress(json.dumps(told).encode())
+    head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n"
+    answer = f"{head}content-length: {len(data)}\r\nconnection: close\r\n\r\n".encode() + data
+    recorder = make_recorder(double, deployment=None)
+    with answering(answer) as (url, _), openai.OpenAI(base_url=url, api_key="any", max_retries=0) as made:
+        client = providers.record(made, recorder)
+        assert client.chat.completions.create(**ASKED).choices[0].message.content == "red"
+    assert recorder.flush()
+    (record,) = double.records.values()
+    assert record.usage.output_tokens == -(-len(data) // 4)
+    assert record.quality == USAGE_ESTIMATED
+    assert record.output is UNSET
 
 
 def test_refusals_and_lists_are_no_records(client: Any, double: LedgerDouble) -> None:

@@ -135,6 +135,7 @@ class Captured(list[Any]):
     def __init__(self) -> None:
         super().__init__()
         self.open: set[str] = set()
+        self.lost: list[str] = []
         self.count = 0
 
     def begin(self, *, input_tokens: int | None = None) -> str:
@@ -144,6 +145,10 @@ class Captured(list[Any]):
 
     def abandon(self, id: str) -> None:
         self.open.remove(id)
+
+    def lose(self, id: str) -> None:
+        self.open.remove(id)
+        self.lost.append(id)
 
     def record(self, **fields: Any) -> str:
         self.open.remove(fields["id"])
@@ -238,6 +243,14 @@ def test_errors_pass_on() -> None:
     assert [(record["output_ids"], record["finish_reason"]) for record in records] == [([7], "error")]
     hook.detach(failing)
     assert "generate_async" not in vars(failing)
+
+
+def test_what_cannot_be_recorded_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Captured()
+    monkeypatch.setattr(hook._Watch, "_us", lambda *_: 1 // 0)
+    llm = hook.attach(LLM([{"tokens": [[7]], "finish": ["stop"]}]), records, deployment=DEPLOYMENT)  # type: ignore[arg-type]
+    assert llm.generate([1]).outputs[0].token_ids == [7]
+    assert (records, records.lost, records.open) == ([], ["record-1"], set())
 
 
 def test_the_deployment_is_read_from_the_arguments(tmp_path: Any) -> None:

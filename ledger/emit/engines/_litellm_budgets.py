@@ -114,6 +114,14 @@ class Reservations:
     def abandon(self, record: str) -> None:
         """An attempt generated nothing."""
         self._recorder.abandon(record)
+        self._release(record)
+
+    def lose(self, record: str) -> None:
+        """An attempt generated what cannot be recorded."""
+        self._recorder.lose(record)
+        self._release(record)
+
+    def _release(self, record: str) -> None:
         if self._budgets is not None:
             self._budgets.release(record)
 

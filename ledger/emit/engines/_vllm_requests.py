@@ -231,7 +231,7 @@ class Requests:
         try:
             self._record(flight, reason, time.monotonic_ns() if ended_ns is None else ended_ns)
         except Exception as error:
-            self._recorder.abandon(flight.id)
+            self._recorder.lose(flight.id)
             self._complaints.say("a request was not recorded", error)
 
     def _record(self, flight: _Flight, reason: str, ended_ns: int) -> None:

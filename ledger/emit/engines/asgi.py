@@ -9,8 +9,8 @@ deployment then come from the environment. Any ASGI 3 app will do: FastAPI, Star
 What passes is not changed, but for this: a request is made to tell usage and token ids (``_wire``), and what
 the client did not ask for is taken out of the answer again; the answer has the header
 ``x-tallystick-record``; a recorded request is passed on with ``accept-encoding: identity``, since an answer
-that is compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a limit.
-Whatever goes wrong in recording is logged, and serving goes on.
+that is compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a
+limit. Whatever goes wrong in recording is logged, and serving goes on.
 """
 
 from __future__ import annotations

@@ -179,3 +179,4 @@ class RecordedPipeline:
             )
         except Exception as error:
             self._complaints.say("a generation is not recorded", error)
+            self._recorder.lose(prompt.record_id)

@@ -263,7 +263,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             return
         usage = reading.answer_usage(response)
         if usage is None:
-            self._reserved.abandon(str(mark))
+            self._reserved.lose(str(mark))
             self._complaints.say(f"no usage in the answer to a {kwargs.get('call_type')} call: not recorded")
             return
         told = mark.chunks is None or reading.usage_was_told(mark.chunks)

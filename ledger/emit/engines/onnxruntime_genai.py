@@ -312,13 +312,14 @@ class RecordedGenerator:
                     row = self._generator.get_sequence(at).tolist()
                     if at < len(last) and len(row) - turn.begins < turn.steps and last[at] in self._model.eos:
                         row.append(last[at])  # made, shown, and not kept
-                    self._record(turn, at, row[turn.begins :], len(row), reason, left.pop(0), busy[at])
+                    self._record(turn, at, row[turn.begins :], len(row), reason, left[0], busy[at])
+                    del left[0]
         except Exception as error:
             self._model.complaints.say("a generation is not recorded", error)
-        finally:
-            for record_id in left:
-                with suppress(Exception):
-                    self._model.recorder.abandon(record_id)
+            while left:
+                self._model.recorder.lose(left.pop())
+        for record_id in left:
+            self._model.recorder.abandon(record_id)
 
     def _record(
         self,

@@ -243,11 +243,15 @@ class _Held:
             self.exchange.refuse()
             return None
         if packed:
-            self._complaints.say("an answer is compressed: its tokens cannot be counted")
-            return None
-        streamed = kind == "text/event-stream"
+            self._complaints.say("an answer is compressed: its tokens are estimated")
+        streamed = kind == "text/event-stream" and not packed
         return _Observed(
-            self.exchange, self._added if streamed else Added(), self._known, streamed, self._complaints
+            self.exchange,
+            self._added if streamed else Added(),
+            self._known,
+            self._complaints,
+            streamed=streamed,
+            unread=packed,
         )
 
     def __del__(self) -> None:
@@ -263,10 +267,13 @@ class _Observed:
         exchange: Exchange,
         added: Added,
         known: Callable[[], None],
-        streamed: bool,
         complaints: Complaints,
+        *,
+        streamed: bool,
+        unread: bool,
     ) -> None:
         self._exchange = exchange
+        self._unread = unread
         self._added = added
         self._known = known
         self._complaints = complaints
@@ -277,10 +284,13 @@ class _Observed:
     def feed(self, data: bytes) -> bytes:
         """The next bytes, and those of them to pass on."""
         if self._events is None:
-            if len(self._kept) + len(data) <= _MAX_BODY_BYTES:
-                self._kept += data
-            else:
+            self._unread = self._unread or len(self._kept) + len(data) > _MAX_BODY_BYTES
+            if self._unread:
                 self._exchange.answer.whole = False
+                self._exchange.unread_bytes += len(self._kept) + len(data)
+                self._kept.clear()
+            else:
+                self._kept += data
             return data
         shown = b"".join(self._event(event.raw, event.data) for event in self._events.feed(data))
         return shown if self._added else data
@@ -290,6 +300,8 @@ class _Observed:
         self._whole = True
         if self._events is not None:
             return self._events.rest() if self._added else b""
+        if self._unread:
+            return b""
         try:
             body = read_answer(self._kept)
             if body is not None:

@@ -162,6 +162,7 @@ class _Watch:
     last_ns: int = 0
     streaming: bool = False
     handling: bool = False
+    unread: bool = False
     ended: bool = False
 
     def follow(self, output: Any) -> None:
@@ -216,6 +217,7 @@ class _Watch:
                 if str(getattr(key, "value", key)).lower() == "ttft" or getattr(key, "name", "") == "TTFT":
                     self.ttft_s = float(value)
         except Exception as error:
+            self.unread = True
             self.complaints.say("a response was not read", error)
 
     def end(self, reason: str | None) -> None:
@@ -229,11 +231,14 @@ class _Watch:
                 tokens = list(output.token_ids or ())
                 if tokens or reason is None:
                     said = _REASONS.get(output.finish_reason or "", output.finish_reason)
-                    self._record(tokens, said or reason or "error", left.pop(0) if left else None)
+                    self._record(tokens, said or reason or "error", left[0] if left else None)
+                    del left[:1]
         except Exception as error:
             self.complaints.say("a request is not recorded", error)
+            while left:
+                self.recorder.lose(left.pop())
         for record_id in left:
-            self.recorder.abandon(record_id)
+            (self.recorder.lose if self.unread else self.recorder.abandon)(record_id)
 
     def _record(self, tokens: list[int], reason: str, record_id: str | None) -> None:
         ended_us = self._us(self.last_ns or time.monotonic_ns())

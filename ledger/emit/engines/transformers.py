@@ -28,7 +28,6 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from msgspec import UNSET
@@ -238,14 +237,14 @@ class _Call:
                     failure,
                 )
                 for at, answer in enumerate(found):
-                    record_id = left.pop(0) if left else None
-                    self._record(answer, record_id, busy[at] if at < len(busy) else None)
+                    self._record(answer, left[0] if left else None, busy[at] if at < len(busy) else None)
+                    del left[:1]
         except Exception as error:
             self._hook.complaints.say("a generation is not recorded", error)
-        finally:
-            for record_id in left:
-                with suppress(Exception):
-                    self._hook.recorder.abandon(record_id)
+            while left:
+                self._hook.recorder.lose(left.pop())
+        for record_id in left:
+            self._hook.recorder.abandon(record_id)
 
     def _record(self, answer: Answer, record_id: str | None, busy_us: int | None) -> None:
         prompts, steps = self._prompts, self._steps.steps_ns

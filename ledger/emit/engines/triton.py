@@ -111,6 +111,7 @@ class _Exchange:
     started_us: int = field(default_factory=lambda: time.time_ns() // 1000)
     started_ns: int = field(default_factory=time.monotonic_ns)
     first_us: int | None = None
+    unread: bool = False
 
     def now_us(self) -> int:
         """Unix microseconds, by the steady clock since the start."""
@@ -310,6 +311,7 @@ class _Hook:
             if streamed and exchange.first_us is None:
                 exchange.first_us = exchange.now_us()
         except Exception as error:
+            exchange.unread = True
             self._complaints.say("a response was not read", error)
 
     def _spread(self, exchange: _Exchange, texts: list[Any] | None, rows: list[Any] | None) -> None:
@@ -330,7 +332,7 @@ class _Hook:
                 self._record(exchange, sequence, reason, ended_us)
             except Exception as error:
                 self._complaints.say("a request is not recorded", error)
-                self._recorder.abandon(sequence.record_id)
+                self._recorder.lose(sequence.record_id)
 
     def _record(self, exchange: _Exchange, sequence: _Sequence, reason: str | None, ended_us: int) -> None:
         prompt, tokens = sequence.ids, sequence.tokens
@@ -346,12 +348,13 @@ class _Hook:
                 inputs = self._count_tokens(sequence.text)
             if outputs is None and text is not None:
                 outputs = self._count_tokens(text)
-        if text is None and tokens is None:  # refused
+        if text is None and tokens is None and not exchange.unread:  # refused
             self._recorder.abandon(sequence.record_id)
             return
         if inputs is None or outputs is None:
-            self._complaints.say("the model shows no token counts: pass count_tokens to attach")
-            self._recorder.abandon(sequence.record_id)
+            if not exchange.unread:
+                self._complaints.say("the model shows no token counts: pass count_tokens to attach")
+            self._recorder.lose(sequence.record_id)
             return
         request = exchange.request
         request.record_ids.append(
