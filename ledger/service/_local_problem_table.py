@@ -87,7 +87,7 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     (
         "not-in-flight", 409, "No such generation in flight",
         "A record names an id that `begin` did not give, or that has its record already.",
-        "Call `begin` once for each record, and end it once, by `record` or `abandon`.",
+        "Call `begin` once for each record, and end it once, by `record`, `abandon` or `lose`.",
     ),
     (
         "bad-setting", 500, "Bad setting",
