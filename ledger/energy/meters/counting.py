@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnyMeter", "Meter", "MeterReset", "PowerMeter", "RisingCounter", "unreadable"]
 
+NO_ANSWER = "the meter does not answer"
 _NS_PER_MS = 1_000_000
 _PJ_PER_UJ = 1_000_000  # 1 mW for 1 ns is 1 pJ
 _MAX_GAP_S = 10.0
@@ -147,7 +148,7 @@ class PowerMeter:
 def unreadable(name: str, error: object, remedy: str = "") -> UnavailableError:
     """The error of a meter that does not answer."""
     return UnavailableError(
-        f"the meter does not answer: {str(error)[:300]}",
+        f"{NO_ANSWER}: {str(error)[:300]}",
         where=name,
         remedy=remedy or "repair it, or run without; records are kept, without energy",
         code="no-meter",

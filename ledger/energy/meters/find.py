@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ledger.core.errors import InvalidError, TallystickError, UnavailableError
-from ledger.energy.meters.counting import AnyMeter, Meter, MeterReset
+from ledger.energy.meters.counting import NO_ANSWER, AnyMeter, Meter, MeterReset
 from ledger.energy.meters.modelled import ModelledMeter
 from ledger.energy.meters.total import TotalMeter
 
@@ -101,6 +101,6 @@ def _try(name: str, make: Callable[[], Meter], failed: list[tuple[str, str]]) ->
         except MeterReset:
             meter.read()
     except TallystickError as error:
-        failed.append((name, str(error)))
+        failed.append((name, error.what.removeprefix(f"{NO_ANSWER}: ")))
         return None
     return meter
