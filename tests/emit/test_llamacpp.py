@@ -39,6 +39,7 @@ class Captured(list):
 
     def __init__(self):
         self.open = set()
+        self.lost = 0
 
     def begin(self, *, input_tokens=None):
         self.open.add(id := f"begun-{input_tokens}-{time.monotonic_ns()}-{len(self.open)}")
@@ -46,6 +47,10 @@ class Captured(list):
 
     def abandon(self, id):
         self.open.remove(id)
+
+    def lose(self, id):
+        self.open.remove(id)
+        self.lost += 1
 
     def record(self, *, id, **fields):
         self.open.remove(id)
@@ -383,6 +388,25 @@ def test_an_engine_that_fails_midway_is_recorded_as_an_error(records):
         (1, 2, 3),
     )
     assert "error" in seen[-1]
+
+
+class Strange(Broken):
+    """An engine of another time, whose answers have other fields."""
+
+    def handle_completions(self, body, callback=None):
+        choice = {"index": 0, "text": "a", "finish_reason": "stop"}
+        answer = {"id": "x", "choices": [choice], "timings": {"prompt_n": "three", "predicted_n": [1]}}
+        return answer if callback is None else callback(answer)
+
+
+def test_an_answer_that_cannot_be_read_costs_the_record_alone(records, caplog):
+    seen = []
+    server = llamacpp.attach(Strange(), records)
+    assert server.handle_completions({"prompt": [1]})["choices"][0]["text"] == "a"
+    server.handle_completions({"prompt": [1], "stream": True}, lambda c: seen.append(c))
+    assert seen[0]["choices"][0]["text"] == "a"
+    assert (len(records), records.lost) == (0, 2)
+    assert "cannot be recorded" in caplog.text
 
 
 # --- energy and deployment -------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 from msgspec import UNSET
 
 from ledger.core.records import Energy, Usage
+from ledger.emit._complaints import Complaints
+from ledger.emit.engines._openai import delta_text
 from ledger.energy.metering import HostMeter, Ticket
 
 __all__ = ["ABORT", "ERROR", "Call", "Generation", "Recording", "now_us"]
@@ -46,6 +48,9 @@ class Recording(Protocol):
 
     def abandon(self, id: str) -> None:
         """It generated nothing."""
+
+    def lose(self, id: str) -> None:
+        """It generated something that cannot be recorded."""
 
     def record(
         self,
@@ -78,6 +83,9 @@ class Call:
     parent: str | None = None
 
 
+_complaints = Complaints("the llama.cpp hook")
+
+
 def now_us() -> int:
     """Unix microseconds."""
     return time.time_ns() // 1000
@@ -95,6 +103,7 @@ class Generation:
     started_us: int = field(default_factory=now_us)
     record_id: str | None = None
     finish_reason: str | None = None
+    is_lost: bool = False
     text: list[str] = field(default_factory=list)
     _reserved: str = ""
     _ticket: Ticket | None = None
@@ -115,6 +124,11 @@ class Generation:
             self._ticket = self.meter.start()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its record was made, or cannot be."""
+        return self.record_id is not None or self.is_lost
+
+    @property
     def has_tokens(self) -> bool:
         """Whether the engine has shown output."""
         return self._output > 0
@@ -130,8 +144,34 @@ class Generation:
             accepted_tokens=UNSET if self._accepted is None else self._accepted,
         )
 
-    def feed(self, body: Mapping[str, Any], text: str, finish_reason: str | None) -> None:
-        """Take in a chunk or a whole response, with the text and finish reason of this choice."""
+    def take(self, body: Mapping[str, Any], choice: Mapping[str, Any], *, last: str | None = None) -> bool:
+        """Take in a chunk or a whole response, of which ``choice`` is this one's part.
+
+        An engine that answers otherwise than expected costs the record, not the answer.
+
+        Args:
+            body: the chunk or response.
+            choice: this one's part of it.
+            last: the reason where it is the last and names none.
+
+        Returns:
+            Whether the generation came to its end.
+        """
+        if self.has_ended:
+            return False
+        try:
+            text = (
+                choice["text"] if "text" in choice else delta_text(choice.get("delta", choice.get("message")))
+            )
+            self._feed(body, text, choice.get("finish_reason"))
+            if reason := self.finish_reason or last:
+                self.finish(reason)
+        except Exception as error:
+            _complaints.say("a generation cannot be recorded", error)
+            self._leave_lost()
+        return self.record_id is not None
+
+    def _feed(self, body: Mapping[str, Any], text: str, finish_reason: str | None) -> None:
         verbose = body.get("__verbose") or {}
         self._request_id = body.get("id", self._request_id)
         self._read_timings(body.get("timings") or verbose.get("timings") or {})
@@ -161,9 +201,9 @@ class Generation:
         self._drafted = timings.get("draft_n", self._drafted)
         self._accepted = timings.get("draft_n_accepted", self._accepted)
 
-    def finish(self, reason: str) -> str:
-        """Record it, once, and return the record's id."""
-        if self.record_id is None:
+    def finish(self, reason: str) -> None:
+        """Record it, once."""
+        if not self.has_ended:
             ended_us = max(now_us(), self.started_us, self._first_us or 0)
             metered = self.meter.stop(self._ticket) if self.meter and self._ticket else None
             usage = self.usage
@@ -187,11 +227,18 @@ class Generation:
                 energy=None if metered is None else metered.energy,
                 id=self._reserved,
             )
-        return self.record_id
 
     def discard(self) -> None:
         """Nothing was generated (the engine refused): leave the meter, record nothing."""
-        if self.record_id is None:
+        if not self.has_ended:
             self.recorder.abandon(self._reserved)
+        self._leave_meter()
+
+    def _leave_lost(self) -> None:
+        self.is_lost = True
+        self.recorder.lose(self._reserved)
+        self._leave_meter()
+
+    def _leave_meter(self) -> None:
         if self.meter is not None and self._ticket is not None:
             self.meter.stop(self._ticket)

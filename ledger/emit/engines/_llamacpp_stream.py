@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 from msgspec import UNSET
 
 from ledger.emit.engines._llamacpp_generation import ABORT, ERROR, Generation
-from ledger.emit.engines._openai import delta_text
 
 __all__ = ["SEEN", "ChatShape", "Stream", "as_is", "choice_count", "names", "usage_of"]
 
@@ -77,7 +76,7 @@ class Stream:
 
     def _close(self) -> None:
         for generation in self._generations.values():
-            if generation.record_id is None:
+            if not generation.has_ended:
                 if self._stopped:
                     generation.finish(ABORT)
                 elif generation.has_tokens:
@@ -93,10 +92,7 @@ class Stream:
         ended = []
         for choice in chunk["choices"]:
             generation = self._generations[choice["index"]]
-            text = choice["text"] if "text" in choice else delta_text(choice["delta"])
-            generation.feed(chunk, text, choice.get("finish_reason"))
-            if generation.finish_reason:
-                generation.finish(generation.finish_reason)
+            if generation.take(chunk, choice):
                 ended.append(generation)
         if self._should_stop is not None and self._should_stop():
             return True

@@ -34,7 +34,6 @@ import urllib3
 from ledger.emit.engines._llamacpp_deployment import deployment_of
 from ledger.emit.engines._llamacpp_generation import Call, Generation, Recording
 from ledger.emit.engines._llamacpp_stream import SEEN, ChatShape, Stream, as_is, choice_count, names, usage_of
-from ledger.emit.engines._openai import delta_text
 from ledger.energy.estimation import FULL_UTILISATION_MILLI
 from ledger.energy.host_power import host_power
 from ledger.energy.metering import HostMeter
@@ -201,10 +200,7 @@ class RecordedServer:
         if "choices" not in response:
             generation.discard()
             return response, generation
-        choice = response["choices"][0]
-        text = choice["text"] if "text" in choice else delta_text(choice["message"])
-        generation.feed(response, text, choice.get("finish_reason"))
-        generation.finish(generation.finish_reason or "stop")
+        generation.take(response, response["choices"][0], last="stop")
         if not job.get("verbose"):
             response.pop("__verbose", None)
         return response, generation
