@@ -39,7 +39,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ledger.emit import Recorder
 from ledger.emit.engines import llamacpp
 from ledger.emit.identity import default_spool
-from ledger.energy.factors import default_factor_set
+from ledger.energy.site import factors_unless_named
 
 MAX_REQUESTS = 64
 """Requests in flight; each waits on a thread while the engine works."""
@@ -58,7 +58,9 @@ def start(model: Path, name: str, *, slots: int, context: int, threads: int) -> 
     params.api_keys = [key]
 
     recorder = Recorder(
-        deployment=llamacpp.deployment_of(params, model=name), factors=default_factor_set(), max_age_s=0.5
+        deployment=llamacpp.deployment_of(params, model=name),
+        factors=factors_unless_named(os.environ),
+        max_age_s=0.5,
     )
     server = llamacpp.attach(xllamacpp.Server(params), recorder, params=params, api_key=key)
     return server, recorder

@@ -25,7 +25,7 @@ import msgspec
 from ledger.core.errors import InvalidError
 from ledger.core.records import Deployment
 from ledger.emit.compose import checked_deployment
-from ledger.energy.factors import default_factor_set
+from ledger.energy.site import factors_unless_named
 
 if TYPE_CHECKING:
     from ledger.emit.recorder import Recorder
@@ -122,7 +122,8 @@ def recorder_of(deployments: Deployments, **options: Any) -> Recorder:
     """
     from ledger.emit.recorder import Recorder
 
-    return Recorder(**{"deployment": deployments.default, "factors": default_factor_set()} | options)
+    factors = factors_unless_named(os.environ)
+    return Recorder(**{"deployment": deployments.default, "factors": factors} | options)
 
 
 def deployments_from_environment() -> Deployments:

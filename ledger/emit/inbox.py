@@ -27,7 +27,9 @@ class Barrier:
 class Inbox:
     """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
 
-    __slots__ = ("_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "queue", "wake")
+    __slots__ = (
+        *("_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "overflowed", "queue", "wake"),
+    )
 
     def __init__(self) -> None:
         self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
@@ -37,13 +39,15 @@ class Inbox:
         self.idle = True  # the sealer sleeps until told; set by it, cleared by whoever wakes it
         self.wake = threading.Event()
         self.dropped = 0
+        self.overflowed = 0  # of these, by reports that found no room
         self.barriers = 0  # in the queue: whoever made them waits
-        self._lock = threading.Lock()  # guards the two counts; held for one addition
+        self._lock = threading.Lock()  # guards the counts; held for one addition
 
-    def drop(self) -> None:
-        """Count a report that found no room, or could not be made."""
+    def drop(self, *, full: bool = False) -> None:
+        """Count a report that found no room (``full``), or could not be made."""
         with self._lock:
             self.dropped += 1
+            self.overflowed += full
 
     def put_barrier(self) -> Barrier:
         """Ask for everything so far to be sealed now."""

@@ -374,7 +374,7 @@ class Recorder:
             if len(inbox.queue) < self._limit:
                 return True
             time.sleep(_FULL_POLL_S)
-        inbox.drop()
+        inbox.drop(full=not self._closed)
         if self._closed and not self._was_late:
             self._was_late = True
             _logger.warning("record was called after close: such records are lost, and no statement tells it")

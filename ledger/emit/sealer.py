@@ -99,7 +99,7 @@ class Sealer:
         self._blocks: deque[Block] = deque()
         self._barriers: list[Barrier] = []
         self._untold = 0  # lost, but not yet noted in the head
-        self._overflow_seen = 0
+        self._dropped_seen = self._overflowed = 0
         self._failures = 0
         self._complaints = Complaints("records cannot be put into the spool")
         self._overflows = Complaints("the queue is full")
@@ -327,11 +327,12 @@ class Sealer:
     # --- blocks to spool -----------------------------------------------------------------------------
 
     def _store(self) -> None:
-        overflow = self._inbox.dropped
-        if overflow > self._overflow_seen:
+        if self._inbox.overflowed > self._overflowed:
+            self._overflowed = self._inbox.overflowed
             self._overflows.say("records find no room, and are counted as dropped")
-        self._untold += overflow - self._overflow_seen
-        self._overflow_seen = overflow
+        dropped = self._inbox.dropped
+        self._untold += dropped - self._dropped_seen
+        self._dropped_seen = dropped
         due = self._is_due()
         if (self._blocks and due) or self._untold or self._session is None:
             with self._spool.locked() as chain:

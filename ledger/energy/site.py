@@ -15,7 +15,7 @@ from ledger.energy.factors import default_factor_set
 from ledger.energy.grid_services import ElectricityMaps, GridService, WattTime
 from ledger.energy.live_intensity import LiveFactors
 
-__all__ = ["VARIABLES", "factors_from_environment", "read_factor_set"]
+__all__ = ["VARIABLES", "factors_from_environment", "factors_unless_named", "read_factor_set"]
 
 VARIABLES = {
     "TALLYSTICK_FACTORS": "grid zone or cloud region (`FRA`, `aws:eu-north-1`), or a factor set's JSON file",
@@ -26,6 +26,8 @@ VARIABLES = {
     "TALLYSTICK_WATTTIME_REGION": "the region to ask it for, as it names it (`CAISO_NORTH`)",
 }
 
+_ASKING = ("TALLYSTICK_FACTORS", "TALLYSTICK_ELECTRICITY_MAPS_KEY", "TALLYSTICK_WATTTIME_USER")
+"""Those of them without which the environment asks for no factors."""
 _MAX_FILE_BYTES = 65_536
 
 
@@ -56,6 +58,13 @@ def factors_from_environment(
     else:
         base = factor_set_for(wanted)
     return base if service is None else LiveFactors(base, service, cache=cache)
+
+
+def factors_unless_named(environment: Mapping[str, str]) -> FactorSet | None:
+    """The average of the world, for hooks that are set up without code; None where the environment asks for
+    factors, which a ``Recorder`` then reads by itself.
+    """
+    return None if any(environment.get(name, "").strip() for name in _ASKING) else default_factor_set()
 
 
 def _service(environment: Mapping[str, str]) -> GridService | None:

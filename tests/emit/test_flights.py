@@ -41,13 +41,16 @@ def test_what_was_abandoned_is_not_lost(make_recorder: MakeRecorder, spool_dir: 
     assert told(spool_dir) == 0
 
 
-def test_what_cannot_be_recorded_is_lost_and_told(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+def test_what_cannot_be_recorded_is_lost_and_told(
+    make_recorder: MakeRecorder, spool_dir: Path, caplog: Any
+) -> None:
     recorder = make_recorder()
     lost, kept = recorder.begin(), recorder.begin()
     recorder.lose(lost)
     recorder.record(**report(), id=kept)
     assert recorder.sync()
     assert (recorder.status().dropped, told(spool_dir)) == (1, 1)
+    assert "queue is full" not in caplog.text
     assert recorder.close()
     assert sum(each.count for each in batches(spool_dir)) == 1
     assert told(spool_dir) == 1

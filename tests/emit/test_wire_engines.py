@@ -9,20 +9,23 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 from msgspec import UNSET
 
 from ledger.core.errors import InvalidError
-from ledger.core.records import Adapter, Deployment, Speculative, Usage, Weights
-from ledger.emit.deployment_file import Deployments, decode_deployments, read_deployments
+from ledger.core.records import Adapter, Deployment, Energy, Speculative, Usage, Weights
+from ledger.core.statements import FactorsStatement
+from ledger.emit.deployment_file import Deployments, decode_deployments, read_deployments, recorder_of
 from ledger.emit.engines import sglang, tgi
 from ledger.emit.engines._openai import read_answer
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._routes import wire_of
 from ledger.emit.engines._wire import Asking, hide, with_additions
 from ledger.emit.proxy.detect import Found, detect, overridden
+from ledger.emit.spool import Spool
 
 CHAT = "/v1/chat/completions"
 
@@ -452,3 +455,21 @@ def test_a_deployment_file_that_is_none(data):
 def test_a_deployment_file_that_is_not_there(tmp_path):
     with pytest.raises(InvalidError, match="cannot be read"):
         read_deployments(tmp_path / "d.toml")
+
+
+ENERGY = Energy(energy_uj=3_600_000, method="measured", source="x")
+
+
+def test_factors_are_those_of_the_environment_and_else_the_worlds(tmp_path, monkeypatch):
+    """The proxy and the middleware are set up without code."""
+    known = Deployments(Deployment(model="m", engine="e"))
+    record = {"usage": Usage(input_tokens=1, output_tokens=1), "energy": ENERGY}
+    now = time.time_ns() // 1000
+    for named, region in (("", "world"), ("FRA", "FRA")):
+        monkeypatch.setenv("TALLYSTICK_FACTORS", named)
+        spool = tmp_path / f"spool-{named}"
+        with recorder_of(known, spool=spool) as recorder:
+            recorder.record(**record, started_us=now, ended_us=now)
+        payloads = [Spool(spool).load(seq).statement.payload for seq in Spool(spool).waiting()]
+        (factors,) = [each.factors for each in payloads if isinstance(each, FactorsStatement)]
+        assert factors.region == region

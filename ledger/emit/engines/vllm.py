@@ -34,8 +34,7 @@ from ledger.emit.engines import _vllm_workers as workers
 from ledger.emit.engines._vllm_deployment import Deployments, deployment_of
 from ledger.emit.engines._vllm_requests import SEAMS, Fields, Requests
 from ledger.emit.model_identity import find_model
-from ledger.energy.factors import default_factor_set
-from ledger.energy.site import factors_from_environment
+from ledger.energy.site import factors_unless_named
 
 __all__ = ["attach", "deployment_of", "register"]
 
@@ -147,7 +146,7 @@ def _process_recorder() -> Recorder:
     global _recorder  # noqa: PLW0603 - one for each process
     with _recorder_lock:
         if _recorder is None:
-            _recorder = Recorder(factors=factors_from_environment(os.environ) or default_factor_set())
+            _recorder = Recorder(factors=factors_unless_named(os.environ))
             # Runs before the recorder is closed, since that was registered earlier.
             atexit.register(_end_all)
             _logger.info("vLLM's requests are recorded by issuer %s", _recorder.issuer)
