@@ -144,8 +144,9 @@ class Metering:
                 total = meter.read()
             except MeterReset as error:
                 self._failed(str(error), None)
+                if last is not None:  # remembered: of several counters, the next one may say so only now
+                    last = self._last = (last[0], -1)
                 total = meter.read()
-                last = None if last is None else (last[0], -1)
             now = time.monotonic_ns()
         if last is not None and now <= last[0]:
             return None

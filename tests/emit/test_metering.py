@@ -262,7 +262,12 @@ def test_a_meter_that_fails_for_a_while(make_recorder: MakeRecorder, spool_dir: 
     assert books.carried_uj + books.unattributed_uj == dial.value - (dial.first or 0)
 
 
-def test_a_counter_that_starts_anew_costs_its_window(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+@pytest.mark.parametrize("counters", [1, 2, 3])
+def test_counters_that_start_anew_cost_their_window(
+    make_recorder: MakeRecorder, spool_dir: Path, counters: int
+) -> None:
+    """Of several that are summed, each says so at another reading."""
+
     class Resetting(Dial):
         resets = 0
 
@@ -280,11 +285,12 @@ def test_a_counter_that_starts_anew_costs_its_window(make_recorder: MakeRecorder
     assert recorder.sync()
     (through,) = begun(recorder)
     time.sleep(0.06)
-    dial.value, dial.resets = 7, 1
+    dial.value, dial.resets = 107, counters
     recorder.record(**report(), id=through)
-    assert recorder.sync()
+    for _ in range(counters):
+        assert recorder.sync()
     (after,) = begun(recorder)
-    dial.value = 27
+    dial.value = 127
     recorder.record(**report(), id=after)
     assert recorder.sync()
     assert recorder.close()

@@ -506,11 +506,28 @@ def test_prometheus_gives_power_or_counted_energy(web: Web) -> None:
     assert web.asked[-1][1] == "Bearer t"
     web.say("/prom/api/v1/query", vector("201.000001", "100.5"))
     assert meter.read() == 1_000_001
-    web.say("/prom/api/v1/query", vector("3", "1"))
+    web.say("/prom/api/v1/query", vector("3", "101.5"))
     with pytest.raises(MeterReset):
         meter.read()
-    web.say("/prom/api/v1/query", {"data": {"resultType": "scalar", "result": [1, "5"]}})
-    assert meter.read() == 2_000_001
+    web.say("/prom/api/v1/query", vector("5", "102.5"))
+    assert meter.read() == 1_000_001 + 2_000_000 + 2_000_000
+
+
+def test_a_series_that_comes_or_goes_is_a_new_start(web: Web) -> None:
+    meter = PrometheusMeter(web.url, "joules", clock_ns=Clock())
+    web.say("/api/v1/query", vector("200"))
+    before = meter.read()
+    for values, later in ((("201", "9000000"), ("202", "9000001")), (("203",), ("205",))):
+        web.say("/api/v1/query", vector(*values))
+        with pytest.raises(MeterReset, match="other series"):
+            meter.read()
+        before = meter.read()
+        web.say("/api/v1/query", vector(*later))
+        assert meter.read() - before == 2_000_000
+    web.say("/api/v1/query", {"data": {"resultType": "scalar", "result": [1, "5"]}})
+    with pytest.raises(MeterReset):
+        meter.read()
+    assert meter.read() == 0
 
 
 @pytest.mark.parametrize("values", [(), ("NaN",), ("+Inf",), ("-1",), ("x",), ("1", "NaN")])

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ledger.core.errors import InvalidError
 from ledger.core.records import Method
-from ledger.energy.meters.counting import PowerMeter, RisingCounter, unreadable
+from ledger.energy.meters.counting import MeterReset, PowerMeter, RisingCounter, unreadable
 
 __all__ = ["PrometheusMeter", "ipmi_meter", "prometheus_power_meter", "redfish_meter"]
 
@@ -112,7 +112,7 @@ def prometheus_power_meter(
     """The power that an instant query gives, in watts; several series are summed."""
     ask = _Asking(url, bearer_token=bearer_token)
     return PowerMeter(
-        lambda: _milliwatts(_prometheus(ask, query), ask.url),
+        lambda: _milliwatts(sum(_prometheus(ask, query).values(), Decimal(0)), ask.url),
         name=f"Prometheus: {query}"[:120],
         accuracy_milli=accuracy_milli,
         method=method,
@@ -153,12 +153,16 @@ class PrometheusMeter:
         self._query = query
         self._uj = {"joules": _UJ_PER_J, "microjoules": 1, "kilowatt_hours": 3_600_000 * _UJ_PER_J}[unit]
         self._clock_ns = clock_ns
-        self._counter = RisingCounter()
+        self._counters: dict[str, RisingCounter] = {}
 
     def read(self) -> int:
         """See ``Meter.read``."""
-        value = _prometheus(self._ask, self._query) * self._uj
-        return self._counter.add(int(value), self._clock_ns())
+        values, now = _prometheus(self._ask, self._query), self._clock_ns()
+        if values.keys() != self._counters.keys():
+            known, self._counters = self._counters, {name: RisingCounter() for name in values}
+            if known:  # what a series counted before it came is nobody's here
+                raise MeterReset("the query gives other series than before", where=self.name)
+        return sum([self._counters[name].add(int(each * self._uj), now) for name, each in values.items()])
 
 
 class _Asking:
@@ -214,23 +218,27 @@ class _Asking:
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def _prometheus(ask: _Asking, query: str) -> Decimal:
+def _prometheus(ask: _Asking, query: str) -> dict[str, Decimal]:
+    """The value of each series, by its labels."""
     _, body = ask(f"/api/v1/query?{urlencode({'query': query})}", required=True)
     data = _path(body, "data")
     kind, result = _path(data, "resultType"), _path(data, "result")
     if kind == "scalar":
-        values = [_path(result, 1)]
+        values = {"": _path(result, 1)}
     elif kind == "vector" and isinstance(result, list):
-        values = [_path(each, "value", 1) for each in result]
+        values = {
+            json.dumps(_path(each, "metric"), sort_keys=True, default=str): _path(each, "value", 1)
+            for each in result
+        }
     else:
-        values = []
+        values = {}
     try:
-        numbers = [Decimal(value) for value in values]
+        numbers = {name: Decimal(value) for name, value in values.items()}
     except (InvalidOperation, TypeError, ValueError):
-        numbers = []
-    if not numbers or not all(number.is_finite() and number >= 0 for number in numbers):
+        numbers = {}
+    if not numbers or not all(number.is_finite() and number >= 0 for number in numbers.values()):
         raise unreadable(ask.url, "the query gives no number", "try the query in Prometheus itself")
-    return sum(numbers, Decimal(0))
+    return numbers
 
 
 def _path(value: Any, *keys: str | int) -> Any:
