@@ -146,11 +146,13 @@ def test_power_is_summed_by_trapezoids() -> None:
     assert meter.read() == 0
     clock.now, power[0] = S, 3000
     assert meter.read() == 2_000_000
-    clock.now = 12 * S
+    clock.now = 11 * S + 500_000_000  # a window of ten seconds, and a slow controller
+    assert meter.read() == 33_500_000
+    clock.now = 42 * S
     with pytest.raises(MeterReset):
         meter.read()
-    clock.now = 13 * S
-    assert meter.read() == 5_000_000
+    clock.now = 43 * S
+    assert meter.read() == 36_500_000
     power[0] = -1
     with pytest.raises(UnavailableError):
         meter.read()

@@ -17,7 +17,8 @@ __all__ = ["AnyMeter", "Meter", "MeterReset", "PowerMeter", "RisingCounter", "un
 NO_ANSWER = "the meter does not answer"
 _NS_PER_MS = 1_000_000
 _PJ_PER_UJ = 1_000_000  # 1 mW for 1 ns is 1 pJ
-_MAX_GAP_S = 10.0
+_MAX_GAP_S = 30.0
+"""Windows of several seconds are right for slow controllers; three of ten, missed, are a gap."""
 _UPDATE_NS = 10_000_000
 """A counter may show at once what it counted in the last 10 ms (RAPL's steps are 1 ms)."""
 
