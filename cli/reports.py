@@ -260,6 +260,8 @@ def verify(
 ) -> None:
     """Check a report: its signature, the export under it, and every figure by computing it again.
 
+    Workbook and PDF beside it, which no signature covers, are made again and compared.
+
     Exit code 0: all of it holds. 1: refuted, and the places that differ are named. 2: it could not be told.
 
     With --json: verdict (sound, refuted or unknown), signature, export (the verdict on it), findings about it
@@ -324,7 +326,7 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
             "notes": notes,
         }
     audited = run_audit(str(export), log_key)
-    told = {
+    told: dict[str, Any] = {
         "verdict": audited.verdict,
         "signature": "holds",
         "export": audited.verdict,
@@ -352,4 +354,16 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
     told["differences"] = [asdict(each) for each in differences]
     if differences:
         told["verdict"] = "refuted"
+    elif unfaithful := _unfaithful(directory, stated):  # only what we would have made is safe to render
+        told["gaps"] += unfaithful
+        told["verdict"] = "unknown" if audited.verdict == "sound" else audited.verdict
     return told
+
+
+def _unfaithful(directory: Path, report: Report) -> list[dict[str, str]]:
+    """Workbook and PDF of the folder that cannot be shown to say what the report says, as gaps."""
+    from ledger.export.reports.rendering import FORMATS, unfaithful
+
+    files = {form: directory / f"report.{form}" for form in FORMATS}
+    there = {form: path.read_bytes() for form, path in files.items() if path.is_file()}
+    return [{"where": f"report.{form}", "why": why} for form, why in unfaithful(report, there).items()]

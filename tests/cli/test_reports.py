@@ -118,6 +118,23 @@ def test_a_figure_changed_and_signed_again_is_named(
     assert difference["stated"] == figure["value"]
 
 
+@pytest.mark.parametrize("form", ["pdf", "xlsx"])
+def test_a_changed_rendering_is_named(
+    made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path, form: str
+) -> None:
+    """People read it, and no signature covers it."""
+    copy = shutil.copytree(made / "sci", tmp_path / "sci")
+    arguments = ("--subject", "Another", "--key", made / "reporter.pem", "--json")
+    json_of(run("report", "make", "sci", made / "export", tmp_path / "other", *arguments))
+    shutil.copy(tmp_path / "other" / f"report.{form}", copy)
+    code, told = verify(run, made, ledger, copy)
+    assert (code, told["verdict"], told["export"]) == (2, "unknown", "sound")
+    (gap,) = told["gaps"]
+    assert gap["where"] == f"report.{form}"
+    (copy / f"report.{form}").unlink()
+    assert verify(run, made, ledger, copy)[0] == 0
+
+
 def test_a_changed_export_is_refuted(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
     copy = shutil.copytree(made / "export", tmp_path / "export")
     file = next((copy / "records").rglob("*.parquet"))
