@@ -272,7 +272,7 @@ class RecordRows:
                     self._findings.add(
                         "wrong-summary",
                         cell(file, row + end - 1, "leaf_index"),
-                        f"the {name} of leaf {leaves[begin]}'s statement is not that of its records",
+                        f"the statement of leaf {leaves[begin]} states other {name} than its records have",
                         "the issuer signed a wrong summary: ask it for a correction",
                     )
 

@@ -155,7 +155,7 @@ RANGED = {
 def bounded(record: Record, name: str, bound: int | None) -> int | None:
     """A record's figure, or the low (0) or high (1) end of its range."""
     value = field(record, name)
-    if bound is None or value is None:
+    if bound is None or value is None or name not in RANGED:
         return value
     end = field(record, RANGED[name][bound])
     return value if end is None else end
@@ -165,7 +165,7 @@ def column(name: str, bound: int | None) -> str:
     """The same in SQL."""
     if name == "records":
         return "1"
-    return name if bound is None else f"coalesce({RANGED[name][bound]}, {name})"
+    return name if bound is None or name not in RANGED else f"coalesce({RANGED[name][bound]}, {name})"
 
 
 def total(records: Sequence[tuple[str, Record]], name: str, keep: Keep, bound: int | None = None) -> Fraction:
@@ -210,7 +210,7 @@ class Ratio:
 
     @property
     def ranged(self) -> bool:
-        return len(self.above) == 1 and self.above[0] in RANGED
+        return any(name in RANGED for name in self.above)
 
     def both(self, world: World, where: str, keep: Keep, bound: int | None = None) -> tuple[str, str]:
         def has(record: Record) -> bool:

@@ -13,8 +13,8 @@ from msgspec import UNSET
 
 from ledger.core.records import document_digest, encode_record, record_hash
 from ledger.export.reports import KINDS
-from ledger.export.reports.document import Column, Report, Table
-from ledger.export.reports.pdf import _shown, _table
+from ledger.export.reports.document import Column, Figure, Report, Section, Table
+from ledger.export.reports.pdf import _figure, _shown, _table
 from tests.export.report_fold import (
     BY_DIGEST,
     KG,
@@ -276,6 +276,22 @@ def test_long_words_can_break_in_print(world: World) -> None:
     digest = shown["rows"][0][0]
     assert max(map(len, digest.split("\u200b"))) <= 16
     assert digest.replace("\u200b", "") == tables(report)["deployments"].rows[0][0]
+
+
+def test_a_table_tells_that_its_sums_lack_records(world: World) -> None:
+    """Once for all groups: a cell cannot say it."""
+    having = sum(r.carbon_market_ng is not UNSET for _, r in world.records)
+    assert 0 < having < len(world.records)
+    table = tables(world.report("esrs-e1"))["energy_by_region"]
+    assert f"; {having:,} of {len(world.records):,} records state carbon_market_ng" in table.derivation
+
+
+def test_a_long_amount_can_break_in_print() -> None:
+    """Training computation takes more digits than a column is wide."""
+    figure = Figure(name="f", label="F", unit="FLOP", value="1" + "0" * 24, derivation="d")
+    printed = _figure(figure, Section(title="S"))["value"]
+    assert max(map(len, printed.split("\u200b"))) <= 4
+    assert printed.replace("\u200b", "") == f"{10**24:,}"
 
 
 def test_a_long_table_says_what_print_leaves_out() -> None:

@@ -118,6 +118,17 @@ def test_it_says_on_what_it_stands(folder: Path, ledger: Ledger, record: Record,
     assert bool(report.factors) is any(r.factors is not UNSET for r in inside(scope, ledger))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_figure_is_a_gap_that_the_report_does_not_tell(folder: Path, record: Record, kind: str) -> None:
+    report = make_report(kind, folder, scope=scope_of(kind, record), subject=SUBJECT)
+    for name, figure in figures(report).items():
+        if figure.basis != "log":
+            continue
+        lacks = figure.coverage is not UNSET and "records state" in figure.coverage
+        told = [gap for gap in report.gaps if figure.label in gap.rpartition(": ")[0].split("; ")]
+        assert bool(told) is (figure.gap is not UNSET or lacks), name
+
+
 @pytest.mark.parametrize(
     ("kind", "where"),
     [

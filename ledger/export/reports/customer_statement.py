@@ -58,9 +58,9 @@ def build(facts: Facts, inputs: Inputs) -> tuple[Section, ...]:
             figures=(
                 fig.count(row, "records", "Requests", "requests"),
                 fig.count(row, "input_tokens", "Input tokens", "tokens"),
-                fig.count(row, "cached_input_tokens", "of which served from a cache", "tokens"),
+                fig.count(row, "cached_input_tokens", "Input tokens, of which served from a cache", "tokens"),
                 fig.count(row, "output_tokens", "Output tokens", "tokens"),
-                fig.count(row, "reasoning_tokens", "of which reasoning", "tokens"),
+                fig.count(row, "reasoning_tokens", "Output tokens, of which reasoning", "tokens"),
             ),
             tables=(
                 _by_day(facts),

@@ -121,7 +121,7 @@ def _consumption(facts: Facts, inputs: Inputs) -> Section:
                     by_method.get(method, {"records": 0}),
                     fig.ENERGY_MWH,
                     name=f"inference_energy_{method}",
-                    label=f"of which {method}, {how}",
+                    label=f"Energy of inference, of which {method}, {how}",
                     over=f"the {method} records of the scope",
                     why=f"the scope has no {method} record",
                 )

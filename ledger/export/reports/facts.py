@@ -25,9 +25,22 @@ from ledger.export.reports.document import Scope, UsedFactors
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Facts", "open_facts"]
+    from ledger.export.reports.figures import Quantity
+
+__all__ = ["Both", "Facts", "open_facts"]
 
 _D = TypeVar("_D", Deployment, FactorSet)
+
+
+@dataclass(frozen=True)
+class Both:
+    """The sum of two figures over the records that have both, in our units, with its range."""
+
+    records: int
+    tokens: int
+    value: int
+    low: int
+    high: int
 
 
 @dataclass
@@ -71,19 +84,20 @@ class Facts:
         """Totals of the whole scope (and ``where`` besides)."""
         return self.rows(where=where)[0]
 
-    def both(self, first: str, second: str) -> dict[str, int]:
-        """Totals of two figures over the records that have both: records, tokens, and each figure's sum."""
+    def both(self, first: Quantity, second: Quantity) -> Both:
+        """Of the records that state two figures: how many, their tokens, and the figures' exact sum."""
         condition, parameters = conditions(
             Question(where=self.scope.where, from_us=self.from_us, to_us=self.to_us)
         )
-        names = ("records", "tokens", first, second)
+        ends = (_sum_of(end, first, second) for end in ("", "low", "high"))
+        sums = ", ".join(f"coalesce(sum({part}), 0)" for part in ("input_tokens + output_tokens", *ends))
         sql = (
-            f"SELECT count(*), coalesce(sum(input_tokens + output_tokens), 0), coalesce(sum({first}), 0), "  # noqa: S608
-            f"coalesce(sum({second}), 0) FROM (SELECT * FROM records_corrected{condition}) "
-            f"WHERE {first} IS NOT NULL AND {second} IS NOT NULL"
+            f"SELECT count(*), {sums} "  # noqa: S608
+            f"FROM (SELECT * FROM records_corrected{condition}) "
+            f"WHERE {first.column} IS NOT NULL AND {second.column} IS NOT NULL"
         )
-        found = self.connection.execute(sql, parameters).fetchone() or (0, 0, 0, 0)
-        return {name: int(value) for name, value in zip(names, found, strict=True)}
+        found = self.connection.execute(sql, parameters).fetchone() or (0, 0, 0, 0, 0)
+        return Both(*map(int, found))
 
     def methods(self) -> dict[str, int]:
         """Records by how their energy is known; ``unknown`` where they state none."""
@@ -163,6 +177,12 @@ class Facts:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def _sum_of(end: str, *quantities: Quantity) -> str:
+    """SQL that adds figures of one record, or an end of their ranges: without a range it is the figure."""
+    ends = ((each.column, getattr(each, end) if end else None) for each in quantities)
+    return " + ".join(column if bound is None else f"coalesce({bound}, {column})" for column, bound in ends)
 
 
 def _cited(source: Any) -> str:

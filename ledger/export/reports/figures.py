@@ -35,6 +35,7 @@ __all__ = [
     "coverage_of",
     "derived",
     "missing",
+    "partial_in",
     "per",
     "share",
     "stated",
@@ -196,6 +197,11 @@ def coverage_of(row: Mapping[str, Any], column: str) -> str | UnsetType:
     if column in row.get("as_logged", {}):
         parts.append(f"with corrections: {row['corrected_records']:,} records are restated")
     return "; ".join(parts) or UNSET
+
+
+def partial_in(coverage: str) -> str | None:
+    """The part of a figure's ``coverage`` that says that records lack the figure; None if all have it."""
+    return next((part for part in coverage.split("; ") if " records state " in part), None)
 
 
 def total(

@@ -7,15 +7,18 @@ every figure, and a difference names the figure that was changed, or shows that 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import UNSET
 
 from ledger import __version__
 from ledger.core.errors import InvalidError
 from ledger.export.reports.document import Report, Scope, Section
 from ledger.export.reports.facts import Facts, open_facts
+from ledger.export.reports.figures import partial_in
 from ledger.export.reports.inputs import Asked, Inputs, read_inputs
 
 __all__ = ["KINDS", "Difference", "Kind", "compare", "kind_of", "make_report"]
@@ -95,7 +98,11 @@ def make_report(
             methods=facts.methods(),
             factors=facts.used_factors(),
             completeness=facts.coverage(),
-            gaps=(*facts.gaps(), *(f"not stated: {what}" for what in given.missing.values())),
+            gaps=(
+                *facts.gaps(),
+                *_untold(sections),
+                *(f"not stated: {what}" for what in given.missing.values()),
+            ),
             inputs=dict(given.used),
             inputs_digest=given.digest,
             inputs_stated_by=given.stated_by or None,
@@ -103,6 +110,19 @@ def make_report(
         )
     finally:
         facts.close()
+
+
+def _untold(sections: Iterable[Section]) -> Iterator[str]:
+    """Figures that the log does not tell, or tells of some records only: what they have in common, once."""
+    labels: dict[str, list[str]] = {}
+    for figure in (each for section in sections for each in section.figures):
+        if figure.basis != "log":  # the missing inputs are told themselves
+            continue
+        if figure.gap is not UNSET:
+            labels.setdefault(figure.gap, []).append(figure.label)
+        elif figure.coverage is not UNSET and (partial := partial_in(figure.coverage)):
+            labels.setdefault(partial, []).append(figure.label)
+    return (f"{'; '.join(of)}: {why}" for why, of in labels.items())
 
 
 @dataclass(frozen=True)
@@ -130,11 +150,13 @@ def compare(stated: Report, computed: Report) -> list[Difference]:
 
 
 def _flat(report: Report) -> Iterator[tuple[str, str]]:
-    """Every stated thing by a path that names it: sections and figures by name, rows by their first cell."""
+    """Every stated thing by a path that names it: sets by digest, figures by name, rows by first cell."""
     import msgspec
 
     data = msgspec.to_builtins(report)
     sections = data.pop("sections")
+    for each in data.pop("factors"):
+        yield from _leaves(f"factor set {each['digest']}", each)
     yield from _leaves("", data)
     for number, section in enumerate(sections):
         where = f"section {number + 1} ({section['title']})"

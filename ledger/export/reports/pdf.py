@@ -26,6 +26,8 @@ _BREAK = "\u200b"
 _WIDEST = 44
 """Characters of a text column beyond which its share of the page grows no more."""
 _NARROWEST = 4
+_WIDEST_AMOUNT = 22
+"""Characters of an amount that a figure's column holds in one line."""
 _HEAD = frozenset({"Period", "Scope", "Records", "Energy known as", "Log"})
 """What stands on the first page too."""
 _LINE = 104
@@ -92,7 +94,7 @@ def _figure(figure: Figure, section: Section) -> dict[str, Any]:
         span = f"{_marked(figure.low)} to {_marked(figure.high)}"
     return {
         "label": figure.label,
-        "value": "" if figure.value is UNSET else _marked(figure.value),
+        "value": "" if figure.value is UNSET else _fitting(_marked(figure.value)),
         "unit": figure.unit,
         "range": span,
         "coverage": _given(figure.coverage),
@@ -191,6 +193,11 @@ def _breakable(text: str) -> str:
     return _is_long_word.sub(
         lambda found: _BREAK.join(found[0][at : at + _PIECE] for at in range(0, len(found[0]), _PIECE)), text
     )
+
+
+def _fitting(amount: str) -> str:
+    """An amount, which may break between thousands where it is wider than its column."""
+    return amount.replace(",", f",{_BREAK}") if len(amount) > _WIDEST_AMOUNT else amount
 
 
 def _given(text: Any) -> str:

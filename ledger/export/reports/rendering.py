@@ -34,8 +34,8 @@ def render(report: Report, form: str) -> bytes:
 def unfaithful(report: Report, renderings: Mapping[str, bytes]) -> dict[str, str]:
     """Which of ``renderings`` (form to bytes) cannot be shown to say what ``report`` says, and why.
 
-    No signature covers them, and people read them: so they are made again and compared. Other versions of what
-    renders give other bytes, so a difference alone does not show that somebody changed the file.
+    No signature covers them, and people read them: so they are made again and compared. Other versions of
+    what renders give other bytes, so a difference alone does not show that somebody changed the file.
     """
     found = {}
     for form, data in renderings.items():

@@ -89,11 +89,12 @@ def _operational(row: dict[str, Any]) -> tuple[Figure, ...]:
 
 def _scores(facts: Facts) -> tuple[Figure, ...]:
     """SCI over the records that have both parts."""
-    told = facts.both("carbon_ng", "embodied_ng")
+    told = facts.both(fig.CARBON_KG, fig.EMBODIED_KG)
+    every = facts.total()["records"]
     made = []
     for unit, below, what in (
-        ("1k_tokens", Fraction(told["tokens"], 1000), "1,000 tokens"),
-        ("request", Fraction(told["records"]), "request"),
+        ("1k_tokens", Fraction(told.tokens, 1000), "1,000 tokens"),
+        ("request", Fraction(told.records), "request"),
     ):
         name, label = f"sci_per_{unit}", f"SCI per {what}"
         derivation = (
@@ -103,18 +104,22 @@ def _scores(facts: Facts) -> tuple[Figure, ...]:
             why = "no record states both operational and embodied emissions"
             made.append(fig.missing(name, label, f"mg CO2e per {what}", why, derivation))
             continue
-        value = Fraction(told["carbon_ng"] + told["embodied_ng"], _NG_PER_MG) / below
-        everything = facts.total()["records"] == told["records"]
+        value, low, high = (
+            decimal(Fraction(total, _NG_PER_MG) / below, fig.PLACES)
+            for total in (told.value, told.low, told.high)
+        )
         made.append(
             Figure(
                 name=name,
                 label=label,
                 unit=f"mg CO2e per {what}",
-                value=decimal(value, fig.PLACES),
+                value=value,
+                low=low,
+                high=high,
                 derivation=derivation,
                 coverage=UNSET
-                if everything
-                else f"{told['records']:,} of {facts.total()['records']:,} records state both",
+                if every == told.records
+                else f"{told.records:,} of {every:,} records state both",
             )
         )
     return tuple(made)

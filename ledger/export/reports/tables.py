@@ -71,16 +71,25 @@ def rows_of(
     reference: str | UnsetType = UNSET,
 ) -> Table:
     """The same of rows that are there already."""
-    sums = ", ".join(f"{m.column} / {m.divisor:,}" for m in measures if isinstance(m, fig.Quantity))
+    quantities = [measure for measure in measures if isinstance(measure, fig.Quantity)]
+    sums = ", ".join(f"{each.column} / {each.divisor:,}" for each in quantities)
+    partial = "".join(f"; {_partly(rows, each)}" for each in quantities if _partly(rows, each))
     return Table(
         name=name,
         title=title,
         columns=(Column(name="group", label=heading), *map(_column, measures)),
         rows=tuple((label(row), *(_cell(row, measure) for measure in measures)) for row in rows),
         chart=chart or UNSET,
-        derivation="sums over the records of each group" + (f": {sums}" if sums else ""),
+        derivation="sums over the records of each group" + (f": {sums}" if sums else "") + partial,
         reference=reference,
     )
+
+
+def _partly(rows: Sequence[Mapping[str, Any]], of: fig.Quantity) -> str:
+    """In words, that sums of ``of`` lack records that do not state it; empty where all or none do."""
+    having = sum(row.get(f"{of.column}_records", 0) for row in rows)
+    records = sum(row["records"] for row in rows)
+    return f"{having:,} of {records:,} records state {of.column}" if 0 < having < records else ""
 
 
 def _column(measure: Measure) -> Column:
