@@ -49,6 +49,9 @@ _LEAST = 12
 _LEAST_FOR_CHECK = 30
 _FIRST_CHECKED = 20
 _HIGHEST_LEVEL = 0.995
+_LEAST_PART = 0.25
+"""Errors are parts of the forecast, or of this part of the recent mean where the forecast is less: an error
+beside a forecast of nothing would be any number of times it, and so would be the interval."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,20 @@ def forecast(values: Sequence[int], horizon: int, season: int, *, levels: Iterab
         )
     y, n = np.asarray(values, dtype=np.float64), len(values)
     paths = _paths(y, _origins(n, horizon, 2 * season), season, horizon)
-    path = paths[n]
+    path, least = paths[n].values, paths[n].least
     levels = tuple(levels)
     widths = {level: _step_widths(y, paths, n, horizon, level) for level in levels}
     total = float(path.sum())
     return Forecast(
         values=tuple(round(float(each)) for each in path),
         intervals=tuple(
-            tuple(_interval(level, float(path[h]), widths[level][h]) for level in levels)
+            tuple(_interval(level, float(path[h]), widths[level][h], least) for level in levels)
             for h in range(horizon)
         ),
         total=round(total),
         total_intervals=tuple(
-            _interval(level, total, _total_width(y, paths, n, horizon, level)) for level in levels
+            _interval(level, total, _total_width(y, paths, n, horizon, level), least * horizon)
+            for level in levels
         ),
         origins=sum(1 for s in paths if s <= n - horizon),
     )
@@ -188,13 +192,14 @@ def backtest(
     errors: list[float] = []
     naive_errors: list[float] = []
     for t in points:
-        known, path, truth = y[:t], paths[t], y[t : t + horizon]
+        known, path, least, truth = y[:t], paths[t].values, paths[t].least, y[t : t + horizon]
         for level in levels:
             widths = np.asarray(_step_widths(known, paths, t, horizon, level))
-            steps[level][0] += int((np.abs(truth - path) <= widths * np.maximum(path, 1)).sum())
+            steps[level][0] += int((np.abs(truth - path) <= widths * np.maximum(path, least)).sum())
             steps[level][1] += horizon
             width = _total_width(known, paths, t, horizon, level)
-            totals[level][0] += bool(abs(truth.sum() - path.sum()) <= width * max(path.sum(), 1))
+            reach = width * max(path.sum(), least * horizon)
+            totals[level][0] += bool(abs(truth.sum() - path.sum()) <= reach)
             totals[level][1] += 1
         scale = float(np.abs(known[season:] - known[:-season]).mean())
         if scale:
@@ -233,14 +238,28 @@ def _numpy() -> Any:
     return np
 
 
-def _paths(y: Array, origins: Iterable[int], season: int, horizon: int) -> dict[int, Array]:
+@dataclass(frozen=True)
+class _Path:
+    """The point forecasts from one origin, and the least amount that errors are taken as parts of."""
+
+    values: Array
+    least: float
+
+
+def _paths(y: Array, origins: Iterable[int], season: int, horizon: int) -> dict[int, _Path]:
     """The point forecasts from each origin, of what comes before it alone."""
     from threadpoolctl import threadpool_limits
 
     # Several threads for a few hundred numbers take four times as long as one.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fit that did not converge shows in its errors
-        return {origin: _path(y[:origin], season, horizon) for origin in origins}
+        return {
+            origin: _Path(
+                _path(y[:origin], season, horizon),
+                max(1.0, _LEAST_PART * float(y[:origin][-2 * season :].mean())),
+            )
+            for origin in origins
+        }
 
 
 def _path(known: Array, season: int, horizon: int) -> Array:
@@ -257,19 +276,19 @@ def _path(known: Array, season: int, horizon: int) -> Array:
 # --- intervals ---------------------------------------------------------------------------------------------
 
 
-def _interval(level: int, middle: float, width: float) -> Interval:
-    reach = width * max(middle, 1.0)
+def _interval(level: int, middle: float, width: float, least: float) -> Interval:
+    reach = width * max(middle, least)
     return Interval(level, max(0, math.floor(middle - reach)), math.ceil(middle + reach))
 
 
-def _step_widths(y: Array, paths: Mapping[int, Array], at: int, horizon: int, level: int) -> list[float]:
+def _step_widths(y: Array, paths: Mapping[int, _Path], at: int, horizon: int, level: int) -> list[float]:
     """For each step, the part of its forecast that it is off by at most, in ``level`` percent of cases."""
     import numpy as np
 
     errors: list[tuple[Array, Array]] = []
     for h in range(horizon):
         origins = [s for s in paths if at - h - _KEPT <= s < at - h]
-        off = [abs(y[s + h] - paths[s][h]) / max(paths[s][h], 1.0) for s in origins]
+        off = [abs(y[s + h] - paths[s].values[h]) / max(paths[s].values[h], paths[s].least) for s in origins]
         ages = np.asarray([at - h - 1 - s for s in origins])
         errors.append((np.asarray(off), _FORGET**ages))
     widths = []
@@ -280,13 +299,17 @@ def _step_widths(y: Array, paths: Mapping[int, Array], at: int, horizon: int, le
     return widths
 
 
-def _total_width(y: Array, paths: Mapping[int, Array], at: int, horizon: int, level: int) -> float:
+def _total_width(y: Array, paths: Mapping[int, _Path], at: int, horizon: int, level: int) -> float:
     """The part of the sum's forecast that it is off by at most, in ``level`` percent of cases."""
     import numpy as np
 
     origins = sorted(s for s in paths if at - horizon - _KEPT < s <= at - horizon)
     off = np.asarray(
-        [abs(y[s : s + horizon].sum() - paths[s].sum()) / max(paths[s].sum(), 1.0) for s in origins]
+        [
+            abs(y[s : s + horizon].sum() - paths[s].values.sum())
+            / max(paths[s].values.sum(), paths[s].least * horizon)
+            for s in origins
+        ]
     )
     weights = _FORGET ** np.arange(len(off))[::-1]
     aim = level / 100

@@ -100,6 +100,17 @@ def test_odd_series_have_a_forecast_too(values: list[int]) -> None:
         assert made.total == 7 * values[0]
 
 
+@pytest.mark.parametrize("horizon", [1, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_interval_stays_near_what_the_series_ever_was(horizon: int, seed: int) -> None:
+    """A customer who comes on some days: forecasts come to nothing there, which says nothing of any error."""
+    choose = random.Random(seed)
+    values = [choose.choice([0, 0, 0, 2_000_000, 5_000_000]) for _ in range(40)]
+    made = forecast(values, horizon, 7)
+    for intervals in (*made.intervals, made.total_intervals):
+        assert all(each.high <= 10 * horizon * max(values) for each in intervals)
+
+
 # --- a month's end, from an export ------------------------------------------------------------------------
 
 FIRST = date(2025, 10, 20)
