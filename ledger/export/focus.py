@@ -1,10 +1,9 @@
 """Writes what tokens cost as a FOCUS dataset: the FinOps Open Cost and Usage Specification, version 1.2.
 
 One row for each day, tenant, deployment and currency. A record states one cost, so list, contracted,
-effective and billed cost are the same; records without a cost are left out and counted. Amounts are exact
-decimal text. Prices are in the currency that is billed, so the columns of another pricing currency are left
-out, as the specification allows; which invoice a charge is on is not known, so ``InvoiceId`` is null. Columns
-of our own begin with ``x_``, as the specification asks (Column Handling).
+effective and billed cost are the same, and prices are in the currency that is billed; records without a cost
+are left out and counted. No invoice is known. Amounts are exact decimal text. Columns of our own begin with
+``x_``, as the specification asks (Column Handling).
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ __all__ = ["COLUMNS", "FOCUS_VERSION", "FocusSummary", "write_focus"]
 FOCUS_VERSION = "1.2"
 
 COLUMNS = (
-    "AvailabilityZone", "BilledCost", "BillingAccountId", "BillingAccountName", "BillingAccountType",
-    "BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass",
-    "ChargeDescription", "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart",
-    "CommitmentDiscountCategory", "CommitmentDiscountId", "CommitmentDiscountName",
-    "CommitmentDiscountStatus", "CommitmentDiscountType", "ConsumedQuantity", "ConsumedUnit",
-    "ContractedCost", "ContractedUnitPrice", "EffectiveCost", "InvoiceId", "InvoiceIssuerName",
-    "ListCost", "ListUnitPrice", "PricingCategory", "PricingCurrency", "PricingQuantity", "PricingUnit",
-    "ProviderName", "PublisherName", "RegionId", "RegionName", "ResourceId", "ResourceName",
-    "ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory", "SkuId", "SkuMeter",
-    "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "SubAccountType", "Tags",
-    "x_InputTokens", "x_OutputTokens", "x_EnergyMicrojoules", "x_CarbonNanograms",
+    "AvailabilityZone", "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency",
+    "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription",
+    "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountCategory",
+    "CommitmentDiscountId", "CommitmentDiscountName", "CommitmentDiscountStatus", "CommitmentDiscountType",
+    "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice", "EffectiveCost",
+    "InvoiceId", "InvoiceIssuerName", "ListCost", "ListUnitPrice", "PricingCategory", "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost", "PricingCurrencyListUnitPrice",
+    "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "RegionId", "RegionName", "ResourceId",
+    "ResourceName", "ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory", "SkuId",
+    "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "Tags", "x_InputTokens",
+    "x_OutputTokens", "x_EnergyMicrojoules", "x_CarbonNanograms",
 )  # fmt: skip
 """In the order of the file."""
 
@@ -112,7 +111,6 @@ def _rows(groups: list[dict[str, Any]], account: str, provider: str) -> Iterator
         yield {
             "BilledCost": cost,
             "BillingAccountId": account,
-            "BillingAccountType": "Billing account",
             "BillingCurrency": row["currency"],
             "BillingPeriodStart": _time(month),
             "BillingPeriodEnd": _time((month + timedelta(days=32)).replace(day=1)),
@@ -131,6 +129,9 @@ def _rows(groups: list[dict[str, Any]], account: str, provider: str) -> Iterator
             "ListUnitPrice": unit_price,
             "PricingCategory": "Standard",
             "PricingCurrency": row["currency"],
+            "PricingCurrencyContractedUnitPrice": unit_price,
+            "PricingCurrencyEffectiveCost": cost,
+            "PricingCurrencyListUnitPrice": unit_price,
             "PricingQuantity": decimal(thousands, 3),
             "PricingUnit": "1000 Tokens",
             "ProviderName": issuer,
@@ -148,7 +149,6 @@ def _rows(groups: list[dict[str, Any]], account: str, provider: str) -> Iterator
             "SkuPriceId": f"{sku}/{row['currency']}",
             "SubAccountId": row["tenant"],
             "SubAccountName": row["tenant"],
-            "SubAccountType": None if row["tenant"] is None else "Tenant",
             "Tags": json.dumps(tags, sort_keys=True, ensure_ascii=False),
             "x_InputTokens": row["input_tokens"],
             "x_OutputTokens": row["output_tokens"],
