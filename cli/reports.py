@@ -11,6 +11,7 @@ import typer
 from cli.options import From, Json, To, command
 
 if TYPE_CHECKING:
+    from ledger.core.keys import PublicKey
     from ledger.export.reports.document import Figure, Report
 
 __all__ = ["app"]
@@ -28,6 +29,10 @@ class Format(StrEnum):
 _SHOWN = 20
 """Findings and differences printed for people; --json has all."""
 REPORT_FILE, SIGNATURE_FILE = "report.json", "report.cose"
+InputsKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="PEM of the public key of who stated the inputs; checks FILE.cose."),
+]
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
 
 
@@ -74,6 +79,7 @@ def make(
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON file of what the log cannot know.")
     ] = None,
+    inputs_key: InputsKey = None,
     format_: Annotated[
         list[Format] | None,
         typer.Option("--format", help="Render it besides the signed JSON; may be repeated. Default: both."),
@@ -111,7 +117,9 @@ def make(
     formats = list(dict.fromkeys(each.value for each in format_ or Format))
     with progress("making the report") as tell:
         steps = 1 + len(formats)
-        report = make_report(kind, export, scope=scope, subject=subject, inputs=inputs)
+        report = make_report(
+            kind, export, scope=scope, subject=subject, inputs=inputs, inputs_key=_public(inputs_key)
+        )
         if tell is not None:
             tell(1, steps)
         data, signature = sign_report(report, signer, issuer=issuer or subject)
@@ -142,6 +150,12 @@ def make(
     )
 
 
+def _public(path: Path | None) -> PublicKey | None:
+    from cli.keys import load_public
+
+    return None if path is None else load_public(path)
+
+
 def _check_empty(out: Path) -> None:
     from ledger.core.errors import RefusedError
 
@@ -152,6 +166,44 @@ def _check_empty(out: Path) -> None:
             remedy="name a new folder, or empty it",
             code="directory-not-empty",
         )
+
+
+@command(
+    app,
+    "tallystick report sign-inputs inputs.json --key facilities.pem",
+    "tallystick report sign-inputs inputs.json --key facilities.pem --json",
+)
+def sign_inputs(
+    inputs: Annotated[Path, typer.Argument(metavar="INPUTS", help="JSON file of what the log cannot know.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="PEM of the private key of who states it: `tallystick keys generate`."
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Sign an inputs file, as whoever states its values. The signature is written beside it.
+
+    With --json: file, signature, stated_by, key.
+    """
+    from cli.output import fields, print_json
+    from ledger.export.reports.inputs import read_inputs, sign_inputs, signature_of
+    from ledger.keyfiles import load_private_key
+
+    signer = load_private_key(key)
+    signature_of(inputs).write_bytes(sign_inputs(inputs, signer))
+    checked = read_inputs(inputs, signer.public)
+    told = {
+        "file": str(inputs),
+        "signature": str(signature_of(inputs)),
+        "stated_by": checked.stated_by,
+        "key": checked.signed_by,
+    }
+    if json:
+        print_json(told)
+    else:
+        fields((name.replace("_", " "), str(value)) for name, value in told.items())
 
 
 @command(
@@ -256,6 +308,7 @@ def verify(
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The inputs file that the report was made with.")
     ] = None,
+    inputs_key: InputsKey = None,
     json: Json = False,
 ) -> None:
     """Check a report: its signature, the export under it, and every figure by computing it again.
@@ -270,7 +323,7 @@ def verify(
     from cli.audit import exit_code
     from cli.output import fields, print_json, verdict
 
-    told = check(directory, key, export, log_key, inputs)
+    told = check(directory, key, export, log_key, inputs, inputs_key)
     if json:
         print_json(told)
     else:
@@ -299,9 +352,18 @@ def _print_places(told: dict[str, Any]) -> None:
             fields([("and", f"{more:,} {name} more; --json shows them")])
 
 
-def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path | None) -> dict[str, Any]:
+def check(
+    directory: Path,
+    key: Path,
+    export: Path,
+    log_key: str,
+    inputs: Path | None,
+    inputs_key: Path | None = None,
+) -> dict[str, Any]:
     """Verify a report; see the command."""
     from dataclasses import asdict
+
+    from msgspec import UNSET, structs
 
     from cli.audit import run_audit
     from cli.keys import load_public
@@ -336,12 +398,22 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
         "notes": notes,
     }
     try:
-        computed = make_report(stated.kind, export, scope=stated.scope, subject=stated.subject, inputs=inputs)
+        computed = make_report(
+            stated.kind,
+            export,
+            scope=stated.scope,
+            subject=stated.subject,
+            inputs=inputs,
+            inputs_key=_public(inputs_key),
+        )
     except TallystickError as error:
         if audited.verdict != "refuted":
             raise
         notes.append(f"the report cannot be made again from this export: {error}")
         return told
+    checked = UNSET not in (stated.inputs_signed_by, computed.inputs_signed_by)
+    if not checked:  # what only one side had the key for contradicts nothing
+        computed = structs.replace(computed, inputs_signed_by=stated.inputs_signed_by)
     differences = compare(stated, computed)
     if stated.export_manifest != computed.export_manifest:
         notes.append(
@@ -352,11 +424,18 @@ def check(directory: Path, key: Path, export: Path, log_key: str, inputs: Path |
     if stated.software != computed.software:
         notes.append(f"made by {stated.software}, computed by {computed.software}")
     told["differences"] = [asdict(each) for each in differences]
+    unread = (
+        [] if differences else _unfaithful(directory, stated)
+    )  # only what we would make is safe to render
+    if stated.inputs_signed_by is not UNSET and not checked:
+        unread.append(
+            {"where": "inputs file", "why": "its signature was not checked: pass its key with --inputs-key"}
+        )
+    told["gaps"] += unread
     if differences:
         told["verdict"] = "refuted"
-    elif unfaithful := _unfaithful(directory, stated):  # only what we would have made is safe to render
-        told["gaps"] += unfaithful
-        told["verdict"] = "unknown" if audited.verdict == "sound" else audited.verdict
+    elif unread and audited.verdict == "sound":
+        told["verdict"] = "unknown"
     return told
 
 

@@ -260,6 +260,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "inputs": "Inputs that it used: name to value and source.",
         "inputs_stated_by": "Who stated the inputs; null without an inputs file.",
         "inputs_digest": "SHA-256 of the inputs file, hex; null without one.",
+        "inputs_signed_by": "Id of the key that signed the inputs file, hex; absent: that was not checked.",
         "sections": "Its parts, in order.",
     },
     "UsedFactors": {

@@ -71,6 +71,50 @@ def test_inputs_belong_to_the_report(made: Path, ledger: LedgerFolder, run: Run,
     assert any("scope1_t" in each["where"] for each in changed["differences"])
 
 
+def test_who_states_the_inputs_signs_them(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
+    path, key = tmp_path / "inputs.json", made / "reporter.pem"
+    path.write_text(json.dumps(INPUTS))
+    for name in ("facilities.pem", "other.pem"):
+        run("keys", "generate", tmp_path / name)
+    arguments = (
+        "--subject",
+        "X",
+        "--key",
+        key,
+        "--inputs",
+        path,
+        "--inputs-key",
+        tmp_path / "facilities.pem",
+    )
+
+    def make(out: str):
+        return run("report", "make", "sb-253", made / "export", tmp_path / out, *arguments)
+
+    assert "inputs.json.cose" in make("unsigned").stderr
+    told = json_of(run("report", "sign-inputs", path, "--key", tmp_path / "facilities.pem", "--json"))
+    assert told["stated_by"] == "controlling"
+    assert make("sb").exit_code == 0
+    assert json.loads((tmp_path / "sb" / "report.json").read_text())["inputs_signed_by"] == told["key"]
+
+    def check(*more: object):
+        return run(
+            "report", "verify", tmp_path / "sb", "--key", key, "--export", made / "export",
+            "--log-key", ledger.path / "log.vkey", "--inputs", path, *more, "--json",
+        )  # fmt: skip
+
+    assert json_of(check("--inputs-key", tmp_path / "facilities.pem"))["verdict"] == "sound"
+    without = json_of(check())
+    assert (without["verdict"], without["differences"]) == ("unknown", [])
+    assert [each["where"] for each in without["gaps"]] == ["inputs file"]
+    other = check("--inputs-key", tmp_path / "other.pem")
+    assert other.exit_code == 2
+    assert "another key" in other.stdout
+    path.write_text(json.dumps(INPUTS).replace('"3"', '"4"'))
+    changed = check("--inputs-key", tmp_path / "facilities.pem")
+    assert changed.exit_code == 2
+    assert "inputs file" in changed.stdout
+
+
 def test_a_report_about_one_record(made: Path, ledger: LedgerFolder, run: Run, tmp_path: Path) -> None:
     arguments = ("--subject", "X", "--key", made / "reporter.pem", "--json")
     where = ("--where", f"record={ledger.records[3].id}")

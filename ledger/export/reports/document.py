@@ -15,11 +15,11 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ledger.core import cose
 from ledger.core.canonical import decode_canonical, encode_canonical
 from ledger.core.errors import InvalidError
 from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.records import Hex32, TimeUs
+from ledger.export.reports.signing import SignedKind, check_beside, sign_beside
 
 __all__ = [
     "CONTENT_TYPE",
@@ -38,7 +38,7 @@ __all__ = [
 
 CONTENT_TYPE = "application/vnd.tallystick.report+json"
 MAX_REPORT_BYTES = 64 << 20
-_SUBJECT = "tallystick:report"
+_KIND = SignedKind("report", CONTENT_TYPE, "tallystick:report", "malformed-report", "reporter")
 
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[a-z0-9][a-z0-9_.-]*(?!\n)$")]
@@ -141,12 +141,12 @@ class Report(_Part, frozen=True, omit_defaults=False):
     inputs_stated_by: Text | None
     inputs_digest: Hex32 | None
     sections: tuple[Section, ...]
+    inputs_signed_by: Hex32 | UnsetType = UNSET
     format: Literal["tallystick-report"] = "tallystick-report"
     version: Literal[1] = 1
 
 
 _decoder = msgspec.json.Decoder(Report)
-_UNDERSTOOD = frozenset({cose.ALG, cose.CONTENT_TYPE, cose.KID, cose.CWT_CLAIMS})
 
 
 def decimal(value: int | Fraction, digits: int = 0) -> str:
@@ -162,11 +162,7 @@ def sign_report(report: Report, key: PrivateKey, *, issuer: str) -> tuple[bytes,
     """The report's bytes, and the COSE_Sign1 (detached payload) by ``issuer`` over them."""
     data = encode_canonical(report)
     decode_canonical(data, _decoder, where="report")  # what a reader would refuse must not be signed
-    header = {
-        cose.CONTENT_TYPE: CONTENT_TYPE,
-        cose.CWT_CLAIMS: {cose.CWT_ISS: issuer, cose.CWT_SUB: _SUBJECT},
-    }
-    return data, cose.encode_sign1(cose.sign1(header, data, key, detached=True))
+    return data, sign_beside(data, key, _KIND, issuer=issuer)
 
 
 def open_report(data: bytes, signature: bytes, key: PublicKey) -> Report:
@@ -178,19 +174,5 @@ def open_report(data: bytes, signature: bytes, key: PublicKey) -> Report:
     where = "report"
     if len(data) > MAX_REPORT_BYTES:
         raise InvalidError(f"has more than {MAX_REPORT_BYTES} bytes", where=where, code="too-large")
-    message = cose.decode_sign1(signature, where="report's signature")
-    claims = message.header.get(cose.CWT_CLAIMS)
-    if (
-        message.payload is not None
-        or message.unprotected
-        or message.header.get(cose.CONTENT_TYPE) != CONTENT_TYPE
-        or not isinstance(claims, dict)
-        or claims.get(cose.CWT_SUB) != _SUBJECT
-    ):
-        raise InvalidError("is not the signature of a report", where=where, code="malformed-report")
-    if message.header.get(cose.KID) != key.kid:
-        raise InvalidError(
-            "was signed by another key", where=where, remedy="use the reporter's public key", code="other-key"
-        )
-    cose.verify_sign1(message, key, payload=data, understood=_UNDERSTOOD, where=where)
+    check_beside(data, signature, key, _KIND)
     return decode_canonical(data, _decoder, where=where)

@@ -3,8 +3,9 @@
     {"format": "tallystick-inputs", "version": 1, "stated_by": "Example Cloud GmbH, facilities",
      "values": {"facility_energy_kwh": {"value": "1250000", "source": "meter M1, 2026-01"}}}
 
-Its digest is in the report, whose signature so covers it. Reports show each value as stated, never as
-measured. What a report asks for and the file does not have is a stated gap, never a guess.
+Who states them signs the file (``sign_inputs``, beside it); its digest is in the report, whose signature so
+covers it too. Reports show each value as stated, never as measured. What a report asks for and the file does
+not have is a stated gap, never a guess.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ import msgspec
 from msgspec import Meta
 
 from ledger.core.errors import InvalidError
+from ledger.core.keys import PrivateKey, PublicKey
 from ledger.export.reports.document import Text
+from ledger.export.reports.signing import SignedKind, check_beside, sign_beside
 
-__all__ = ["Asked", "Inputs", "InputsFile", "Stated", "read_inputs"]
+__all__ = ["Asked", "Inputs", "InputsFile", "Stated", "read_inputs", "sign_inputs", "signature_of"]
 
 MAX_INPUTS_BYTES = 1 << 20
+_KIND = SignedKind(
+    "inputs file",
+    "application/vnd.tallystick.report-inputs+json",
+    "tallystick:report-inputs",
+    "bad-inputs",
+    "stating person",
+)
 _is_decimal = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?").fullmatch
 
 
@@ -67,6 +77,7 @@ class Inputs:
 
     Attributes:
         digest: SHA-256 of the file; None without one.
+        signed_by: id of the key by which the file was signed; None if that was not checked.
         used: name -> value of everything that was asked for and found.
         missing: name -> what it is, of everything that was asked for in vain.
     """
@@ -74,6 +85,7 @@ class Inputs:
     values: dict[str, Stated] = field(default_factory=dict)
     stated_by: str = ""
     digest: str | None = None
+    signed_by: str | None = None
     used: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -102,22 +114,55 @@ class Inputs:
         return stated.value
 
 
-def read_inputs(path: Path | None) -> Inputs:
+def read_inputs(path: Path | None, key: PublicKey | None = None) -> Inputs:
     """Read the file; without one, everything is missing.
+
+    Args:
+        path: the file.
+        key: of whoever states the values: then the signature beside the file must be by it.
+
+    Raises:
+        InvalidError: it is not an inputs file, or not signed by ``key``. CorruptError: it was changed since.
+    """
+    if path is None:
+        return Inputs()
+    data = _bytes_of(path, MAX_INPUTS_BYTES)
+    file = _decoded(data, path)
+    if key is not None:
+        check_beside(data, _bytes_of(signature_of(path), MAX_INPUTS_BYTES), key, _KIND)
+    signed_by = None if key is None else key.kid.hex()
+    return Inputs(file.values, file.stated_by, hashlib.sha256(data).hexdigest(), signed_by)
+
+
+def sign_inputs(path: Path, key: PrivateKey) -> bytes:
+    """The signature for beside the file (``signature_of``), in the name of who states it.
 
     Raises:
         InvalidError: it is not an inputs file.
     """
-    if path is None:
-        return Inputs()
+    data = _bytes_of(path, MAX_INPUTS_BYTES)
+    return sign_beside(data, key, _KIND, issuer=_decoded(data, path).stated_by)
+
+
+def signature_of(path: Path) -> Path:
+    """Where the signature of an inputs file is."""
+    return path.with_name(f"{path.name}.cose")
+
+
+def _bytes_of(path: Path, most: int) -> bytes:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise InvalidError(f"cannot be read: {error.strerror}", where=str(path), code="io") from None
-    if len(data) > MAX_INPUTS_BYTES:
-        raise InvalidError(f"has more than {MAX_INPUTS_BYTES} bytes", where=str(path), code="bad-inputs")
+    if len(data) > most:
+        raise InvalidError(f"has more than {most} bytes", where=str(path), code="bad-inputs")
+    return data
+
+
+def _decoded(data: bytes, path: Path) -> InputsFile:
     try:
-        file = msgspec.json.decode(data, type=InputsFile)
+        return msgspec.json.decode(data, type=InputsFile)
     except msgspec.MsgspecError as error:
         raise InvalidError(
             f"is not an inputs file: {error}",
@@ -125,4 +170,3 @@ def read_inputs(path: Path | None) -> Inputs:
             remedy="see the reference of reports for its form",
             code="bad-inputs",
         ) from None
-    return Inputs(file.values, file.stated_by, hashlib.sha256(data).hexdigest())

@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from ledger import __version__
 from ledger.core.errors import InvalidError
+from ledger.core.keys import PublicKey
 from ledger.export.reports.document import Report, Scope, Section
 from ledger.export.reports.facts import Facts, open_facts
 from ledger.export.reports.figures import partial_in
@@ -64,7 +65,13 @@ def kind_of(name: str) -> Kind:
 
 
 def make_report(
-    name: str, export: Path, *, scope: Scope | None = None, subject: str, inputs: Path | None = None
+    name: str,
+    export: Path,
+    *,
+    scope: Scope | None = None,
+    subject: str,
+    inputs: Path | None = None,
+    inputs_key: PublicKey | None = None,
 ) -> Report:
     """Make the report ``name`` from an export.
 
@@ -74,13 +81,15 @@ def make_report(
         scope: which records; all of the export if absent.
         subject: whom the report is about, or who makes it, in words.
         inputs: a file of what the log cannot know.
+        inputs_key: of whoever states the inputs; the signature beside the file is then checked, and told.
 
     Raises:
-        InvalidError: no such report or export, or the inputs file is malformed.
+        InvalidError: no such report or export, or the inputs file is malformed or not signed by that key.
+        CorruptError: the inputs file was changed after it was signed.
     """
     kind = kind_of(name)
     scope = scope or Scope()
-    given = read_inputs(inputs)
+    given = read_inputs(inputs, inputs_key)
     facts = open_facts(export, scope)
     try:
         sections = kind.build(facts, given)
@@ -106,6 +115,7 @@ def make_report(
             inputs=dict(given.used),
             inputs_digest=given.digest,
             inputs_stated_by=given.stated_by or None,
+            inputs_signed_by=given.signed_by or UNSET,
             sections=sections,
         )
     finally:

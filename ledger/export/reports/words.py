@@ -38,7 +38,13 @@ def basis_rows(report: Report) -> list[tuple[str, str]]:
     rows += [("Gap", text) for text in report.gaps] or [("Gap", "none known")]
     rows += [("Stated input", f"{name} = {value}") for name, value in sorted(report.inputs.items())]
     if report.inputs_digest is not None:
-        rows.append(("Inputs file", f"stated by {report.inputs_stated_by}, SHA-256 {report.inputs_digest}"))
+        signed = (
+            "its signature was not checked"
+            if report.inputs_signed_by is UNSET
+            else f"signed with the key {report.inputs_signed_by}"
+        )
+        told = f"stated by {report.inputs_stated_by}, SHA-256 {report.inputs_digest}, {signed}"
+        rows.append(("Inputs file", told))
     rows.append(
         (
             "How to check",
