@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
-from msgspec import UNSET
-
-from ledger.core.statements import Correction, Evaluation
+from ledger.core.statements import Acknowledgement, Correction, Erasure, Evaluation
 from ledger.service.auth_caller import ApiKeyInfo
 from ledger.store import Prepared, Store
-from ledger.store.tenancy import other_tenant, own_record, tenant_of_issuer
+from ledger.store.tenancy import other_tenant, own_subject, tenant_of_issuer
 
 __all__ = ["IssuerTenants"]
 
@@ -50,7 +48,7 @@ class IssuerTenants:
     def check(self, caller: ApiKeyInfo | None, prepared: Prepared, bound: str | None) -> None:
         """Check that ``caller`` may log ``prepared``, whose issuer is ``bound`` to a tenant or to none.
 
-        Blocks for corrections and evaluations.
+        Blocks for what is about something logged before: see ``looks_up``.
 
         Raises:
             RefusedError: ``other-tenant``.
@@ -63,12 +61,12 @@ class IssuerTenants:
         if prepared.records is not None and any(tenant != bound for tenant, _ in prepared.records.slices):
             raise other_tenant("records")
         payload = prepared.statement.payload
-        if isinstance(payload, Correction | Evaluation) and payload.record is not UNSET:
+        if isinstance(payload, Correction | Evaluation | Acknowledgement | Erasure):
             with self._store.read() as connection:
-                if not own_record(connection, bound, payload.record):
+                if not own_subject(connection, bound, payload):
                     raise other_tenant("statement")
 
 
 def looks_up(prepared: Prepared) -> bool:
     """Whether ``check`` asks the store about this statement."""
-    return isinstance(prepared.statement.payload, Correction | Evaluation)
+    return isinstance(prepared.statement.payload, Correction | Evaluation | Acknowledgement | Erasure)

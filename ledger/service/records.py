@@ -216,8 +216,9 @@ def list_records(
 def get_record(record_id: RecordId, request: Request) -> Response:
     """One record by its id, as it was logged; corrections and evaluations stand beside it."""
     with service_of(request).store.read() as connection:
-        found = queries.record_by_id(connection, record_id, tenant=tenant_of(request))
-        later = described(later_of(connection, found))
+        tenant = tenant_of(request)
+        found = queries.record_by_id(connection, record_id, tenant=tenant)
+        later = described(later_of(connection, found, tenant=tenant))
     return Response(msgspec.json.encode(_placed(found) | later), media_type="application/json")
 
 

@@ -60,24 +60,28 @@ class Later:
     is_whole: bool
 
 
-def later_of(connection: Connection, found: Found) -> Later:
-    """What was said later about ``found``."""
+def later_of(connection: Connection, found: Found, *, tenant: str | None = None) -> Later:
+    """What was said later about ``found``; for a ``tenant``, without what issuers of other tenants said."""
     batch = statement(connection, found.leaf_index).leaf_hash.hex()
     targets = (found.record.id, batch, found.record.deployment)
     prefixes = [f"tallystick:record:{found.record.id}"] + [
         f"tallystick:evaluation:{each}" for each in targets
     ]
     subject = SUBJECT_SQL[connection.dialect.name]
+    # Deployments are shared, and so are batches of shared issuers: each tenant may evaluate them for itself.
+    of_others = "AND issuer NOT IN (SELECT issuer FROM issuer_tenant WHERE tenant <> :tenant) "
+    others = "" if tenant is None else of_others
     query = text(
         f"SELECT leaf_index, entry FROM statement WHERE kind IN ('correction', 'evaluation') "  # noqa: S608
-        f"AND {subject} >= :first AND {subject} < :end ORDER BY {subject} LIMIT :limit"
+        f"AND {subject} >= :first AND {subject} < :end {others}ORDER BY {subject} LIMIT :limit"
     ).bindparams(bindparam("first", type_=LargeBinary), bindparam("end", type_=LargeBinary))
     rows: list[Any] = []
     is_whole = True
     for prefix in prefixes:
         first = prefix.encode()
         # Behind the subject, the last text of the protected header, comes the empty unprotected one: 0xa0.
-        bounds = {"first": first, "end": first + b"\xff", "limit": MAX_FOUND + 1}
+        bounds: dict[str, Any] = {"first": first, "end": first + b"\xff", "limit": MAX_FOUND + 1}
+        bounds |= {} if tenant is None else {"tenant": tenant}
         part = connection.execute(query, bounds).all()
         is_whole = is_whole and len(part) <= MAX_FOUND
         rows += part[:MAX_FOUND]

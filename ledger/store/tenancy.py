@@ -38,6 +38,7 @@ __all__ = [
     "own_deployments",
     "own_issuers",
     "own_record",
+    "own_subject",
     "tenant_of_issuer",
 ]
 
@@ -135,6 +136,23 @@ def own_record(connection: Connection, tenant: str, record_id: str) -> bool:
     return True
 
 
+def own_subject(
+    connection: Connection, tenant: str, payload: Correction | Evaluation | Acknowledgement | Erasure
+) -> bool:
+    """Whether the record, statement or deployment that ``payload`` is about is there for ``tenant``."""
+    if isinstance(payload, Correction | Evaluation) and payload.record is not UNSET:
+        return own_record(connection, tenant, payload.record)
+    if isinstance(payload, Evaluation) and payload.deployment is not UNSET:
+        return payload.deployment in own_deployments(connection, tenant)
+    if isinstance(payload, Correction) or payload.statement is UNSET:
+        return False
+    rows, slices = table(StatementRow), table(BatchSlice)
+    named = rows.c.leaf_hash == bytes.fromhex(payload.statement)
+    own_slice = exists().where(slices.c.leaf_index == rows.c.leaf_index, slices.c.tenant == tenant)
+    by_own = rows.c.issuer.in_(own_issuers(connection, tenant))
+    return bool(connection.execute(select(exists().where(named, or_(own_slice, by_own)))).scalar_one())
+
+
 def check_entry(connection: Connection, tenant: str | None, leaf_index: int, *, where: str) -> None:
     """Check that ``tenant`` may see the statement at a leaf; everybody may who acts for no tenant.
 
@@ -148,8 +166,8 @@ def check_entry(connection: Connection, tenant: str | None, leaf_index: int, *, 
 
 
 def _sees(connection: Connection, tenant: str, statement: SignedStatement, leaf_index: int) -> bool:
-    issuers = own_issuers(connection, tenant)
-    if statement.issuer in issuers:
+    bound = tenant_of_issuer(connection, statement.issuer)
+    if bound == tenant:
         return True
     payload = statement.payload
     slices = table(BatchSlice)
@@ -165,24 +183,9 @@ def _sees(connection: Connection, tenant: str, statement: SignedStatement, leaf_
             )
             return bool(set(connection.execute(query).scalars()) & own_deployments(connection, tenant))
         case IssuerKey():
-            return payload.issuer in issuers or leaf_index == 0
-        case Correction():
-            return own_record(connection, tenant, payload.record)
-        case Evaluation() if payload.record is not UNSET:
-            return own_record(connection, tenant, payload.record)
-        case Evaluation() if payload.deployment is not UNSET:
-            return payload.deployment in own_deployments(connection, tenant)
-        case Acknowledgement() | Erasure() | Evaluation():
-            rows = table(StatementRow)
-            named = payload.statement
-            if named is UNSET:
-                return False
-            query = select(rows.c.leaf_index).where(rows.c.leaf_hash == bytes.fromhex(named))
-            index = connection.execute(query).scalar_one_or_none()
-            return (
-                index is not None
-                and index < leaf_index
-                and _sees(connection, tenant, queries.statement(connection, index), index)
-            )
+            return payload.issuer in own_issuers(connection, tenant) or leaf_index == 0
+        case Correction() | Evaluation() | Acknowledgement() | Erasure():
+            # What another tenant says of what both use is its own affair.
+            return bound is None and own_subject(connection, tenant, payload)
         case _:
             return False

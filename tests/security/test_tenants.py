@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from ledger.core.errors import InvalidError, RefusedError
-from ledger.core.records import Quality, encode_record, record_hash
-from ledger.core.statements import Correction, Evaluation
+from ledger.core.records import Quality, document_digest, encode_record, record_hash
+from ledger.core.statements import Acknowledgement, Correction, Evaluation
 from ledger.service import Settings, create_app
 from ledger.service.admin import grant_api_key
 from ledger.service.edge import EVEN_S
@@ -235,6 +235,47 @@ def test_correcting_another_tenants_record(service: Service) -> None:
     assert {pair(answer) for answer in hidden + missing} == {(403, "/problems/other-tenant")}
     assert all(same_but_for(x, y) for x, y in zip(hidden, missing, strict=True))
     assert {answer.status_code for answer in tries(own.id, record_hash(encode_record(own)))} == {201}
+
+
+def test_evaluating_what_is_anothers(service: Service) -> None:
+    world, issuer = service.world, service.issuers["a"]
+    world.log(world.issuer.deployment(make_deployment(model="only b's")))
+    only_b = document_digest(make_deployment(model="only b's"))
+    world.log_batch(["b"])
+    leaf_of = {at: batch.statement.leaf_hash.hex() for _, at, batch in world.logged}
+
+    def tries(kind: Any, **about: str) -> Any:
+        chain = dict(vars(issuer))
+        fields: dict[str, Any] = {"receipt": "00" * 32}
+        if kind is Evaluation:
+            fields = {"evaluator": "x", "metrics": {"f": Quality(value=1, scale=0)}}
+        entry = issuer.sign(kind(**fields, **about, **issuer.chain())).entry
+        answer = service.send("/entries", entry, COSE, "a")
+        if answer.status_code != 201:
+            vars(issuer).update(chain)
+        return answer
+
+    refused = [
+        tries(kind, statement=each)
+        for kind in (Evaluation, Acknowledgement)
+        for each in (leaf_of[service.apart_b], "ab" * 32)
+    ]
+    refused += [tries(Evaluation, deployment=each) for each in (only_b, "ab" * 32)]
+    assert {pair(answer) for answer in refused} == {(403, "/problems/other-tenant")}
+    assert len({answer.text for answer in refused}) == 1
+    # What both use, each evaluates for itself: the other is shown nothing of it.
+    both = (
+        tries(Evaluation, deployment=document_digest(make_deployment())),
+        tries(Evaluation, statement=leaf_of[service.mixed]),
+    )
+    assert [answer.status_code for answer in both] == [201, 201]
+    own, other = (next(r for r, at, _ in world.logged[-3:] if r.tenant == name) for name in ("a", "b"))
+    assert len(service.get(f"/records/{own.id}").json()["evaluations"]) == 2
+    assert len(service.get(f"/records/{other.id}", "all").json()["evaluations"]) == 2
+    assert "evaluations" not in service.get(f"/records/{other.id}", "b").json()
+    for answer in both:
+        assert service.get(answer.headers["location"], "a").status_code == 200
+        assert pair(service.get(answer.headers["location"], "b")) == (404, "/problems/not-found")
 
 
 def test_closed_log(sqlite_world: World) -> None:
