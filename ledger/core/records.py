@@ -84,6 +84,8 @@ Uuid7: TypeAlias = Annotated[
     ),
 ]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+# What a database keeps as text: PostgreSQL's has no U+0000.
+Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\u0000]*$")]
 Slug: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64, pattern=_SLUG)]
 Pseudonym: TypeAlias = Annotated[
     str,
@@ -222,9 +224,9 @@ class Deployment(_Document, frozen=True):
     ``power_mw`` the rated power of one accelerator or CPU package in milliwatts.
     """
 
-    model: Name
+    model: Label
     engine: Slug
-    version: Name | UnsetType = UNSET
+    version: Label | UnsetType = UNSET
     engine_version: Name | UnsetType = UNSET
     weights: Weights | UnsetType = UNSET
     adapters: Annotated[tuple[Adapter, ...], Meta(min_length=1, max_length=64)] | UnsetType = UNSET

@@ -1,7 +1,7 @@
 """The route class that every router uses: it refuses query parameters that the operation does not have.
 
 A typing error in a filter's name would otherwise be ignored, and the answer silently be about more than was
-asked for.
+asked for. U+0000 is refused in addresses: no name has it, and PostgreSQL's text cannot hold it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class StrictRoute(APIRoute):
                 repeatable[field.alias] = typing.get_origin(info.annotation) is list
 
         async def strict(request: Request) -> Response:
+            if "\0" in request.scope["path"]:
+                raise _unusable("path")
             if request.scope["query_string"]:
                 _check(request, repeatable)
             return await handler(request)
@@ -43,7 +45,7 @@ class StrictRoute(APIRoute):
 
 def _check(request: Request, repeatable: dict[str, bool]) -> None:
     seen: set[str] = set()
-    for name, _ in request.query_params.multi_items():
+    for name, value in request.query_params.multi_items():
         if name not in repeatable:
             known = ", ".join(repeatable) or "none"
             raise InvalidError(
@@ -54,4 +56,10 @@ def _check(request: Request, repeatable: dict[str, bool]) -> None:
             )
         if name in seen and not repeatable[name]:
             raise InvalidError(f"query parameter {name!r} came twice", where="query", code="bad-parameter")
+        if "\0" in value:
+            raise _unusable(f"query.{name}")
         seen.add(name)
+
+
+def _unusable(where: str) -> InvalidError:
+    return InvalidError("U+0000 is in no name", where=where, remedy="leave it out", code="bad-parameter")

@@ -36,6 +36,7 @@ names = st.text(
     min_size=1,
     max_size=256,
 ) | st.sampled_from(["x" * 256, "😀" * 256])
+labels = names.map(lambda name: name.replace("\0", "\1"))
 slugs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,63}", fullmatch=True)
 reasons = st.from_regex(r"[a-z][a-z_]{0,31}", fullmatch=True)
 currencies = st.from_regex(r"[A-Z]{3}", fullmatch=True)
@@ -120,7 +121,7 @@ speculatives = build(Speculative, {"model": names, "tokens": amounts}, method=sl
 deployments = build(
     Deployment,
     {
-        "version": names,
+        "version": labels,
         "engine_version": names,
         "weights": weights,
         "adapters": st.lists(adapters, min_size=1, max_size=3).map(tuple),
@@ -136,7 +137,7 @@ deployments = build(
         "region": slugs,
         "site": names,
     },
-    model=names,
+    model=labels,
     engine=slugs,
 )
 factor_sources = build(

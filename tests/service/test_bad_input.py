@@ -404,6 +404,21 @@ def unknown_kind(h: Harness) -> Built:
     return as_entry(sign_raw(h.issuer, b'{"issued_us":1,"kind":"wish","seq":0,"version":1}'))
 
 
+def deployment_with(h: Harness, **names: str) -> Built:
+    payload = st.DeploymentStatement(deployment=make_deployment(**names), **h.issuer.chain())
+    return as_entry(sign_raw(h.issuer, encode_canonical(payload)))
+
+
+@case("schema", 422)
+def model_that_no_text_column_holds(h: Harness) -> Built:
+    return deployment_with(h, model="a\0b")
+
+
+@case("schema", 422)
+def version_that_no_text_column_holds(h: Harness) -> Built:
+    return deployment_with(h, version="\0")
+
+
 @case("malformed-statement", 400)
 def wrong_subject(h: Harness) -> Built:
     payload = encode_canonical(st.Heartbeat(dropped=0, **h.issuer.chain()))

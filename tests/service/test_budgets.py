@@ -116,6 +116,7 @@ def test_records_count_without_any_check(harness: Harness) -> None:
         ("POST", "/budgets", NEW, "read", 403),
         ("POST", "/budgets/acme-day/remove", None, "read", 403),
         ("POST", "/budgets/acme-day/remove", None, "admin", 404),
+        ("POST", "/budgets/a%00/remove", None, "admin", 400),
         ("POST", "/budgets/check", {}, "read", 403),
         ("POST", "/budgets/check", {}, "emit", 422),
         ("POST", "/budgets", {**NEW, "limit": 0}, "admin", 422),

@@ -104,7 +104,7 @@ def test_filter_by_deployment(filled: Harness) -> None:
     [
         "tennant=t-0", "limit=0", "limit=1001", "limit=x", "from_us=-1", "from_us=1.5", "from_us=2025-01-01",
         f"to_us={2**53}", "from_us=2&to_us=1", "deployment=xyz", "tenant=", "model=", "limit=1&limit=2",
-        "from_us=", "Tenant=t-0", "offset=3",
+        "from_us=", "Tenant=t-0", "offset=3", "tenant=%00", "model=a%00", "issuer=%00b",
     ],
 )  # fmt: skip
 def test_bad_queries_are_refused(harness: Harness, query: str) -> None:

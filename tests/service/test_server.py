@@ -298,7 +298,7 @@ def test_it_refuses_to_start_on_an_older_copy(folder: Server, ledger: Ledger) ->
 
 def test_it_refuses_to_start_without_a_log(folder: Server, tmp_path: Path, ledger: Ledger) -> None:
     ledger.store.close()
-    for path in folder.directory.glob("ledger.db*"):
+    for path in folder.directory.glob("*ledger.db*"):  # on PostgreSQL: what names the database
         path.unlink()
     folder.start()
     code, errors = folder.stop()
