@@ -20,7 +20,7 @@ from ledger.service import budget_counting as counting
 from ledger.service.auth import own_tenant, require, tenant_of
 from ledger.service.budget_counting import Answer, Check
 from ledger.service.budget_webhook import described_alert
-from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
+from ledger.service.json_bodies import BODY_CODES, JSON, STORABLE, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
@@ -79,7 +79,7 @@ class BudgetCheck(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     record: str = Field(pattern=UUID7, description="Id of the record that it will have: settles it")
-    tenant: str | None = Field(default=None, min_length=1, max_length=64)
+    tenant: str | None = Field(default=None, min_length=1, max_length=64, pattern=STORABLE)
     model: str = Field(default="", max_length=256, description="As the record's deployment names it")
     estimate: Wanted
     ttl_s: int = Field(default=900, ge=1, le=86_400, description="How long to wait for the record")

@@ -11,9 +11,11 @@ from ledger.core.errors import InvalidError
 from ledger.service.bodies import content_encoding, read_body, require_media_type
 from ledger.service.runtime import service_of
 
-__all__ = ["BODY_CODES", "JSON", "json_body", "parse"]
+__all__ = ["BODY_CODES", "JSON", "STORABLE", "json_body", "parse"]
 
 JSON = "application/json"
+STORABLE = r"^[^\u0000]*$"
+"""Text that PostgreSQL's can be compared with."""
 BODY_CODES = (
     "unsupported-media-type", "unsupported-encoding", "bad-length", "body-too-large", "body-timeout",
     "disconnected", "malformed-json", "schema", "overloaded", "stopping", "storage-failed",

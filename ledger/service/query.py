@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.core.errors import InvalidError
 from ledger.service.auth import own_tenant, require, tenant_of
-from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
+from ledger.service.json_bodies import BODY_CODES, JSON, STORABLE, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import service_of
@@ -32,7 +32,7 @@ Dimension = Literal[
     "quantization", "accelerator", "provider", "region", "site", "issuer", "finish_reason", "method",
     "currency",
 ]  # fmt: skip
-_Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+_Text = Annotated[str, Field(max_length=_MAX_TEXT, pattern=STORABLE)]
 _Time = Annotated[int, Field(ge=0, le=_MAX_TIME_US, strict=True)]
 
 

@@ -32,6 +32,9 @@ def an_id(n: int) -> str:
     return make_uuid7(START_US, f"http {n}")
 
 
+WANTED = {"record": an_id(0), "model": MODEL, "estimate": {"tokens": 1}}
+
+
 def put(harness: Harness, **changes: Any) -> Any:
     answer = post(harness, "/budgets", NEW | changes, "admin")
     assert answer.status_code == 200, answer.content
@@ -119,6 +122,8 @@ def test_records_count_without_any_check(harness: Harness) -> None:
         ("POST", "/budgets/a%00/remove", None, "admin", 400),
         ("POST", "/budgets/check", {}, "read", 403),
         ("POST", "/budgets/check", {}, "emit", 422),
+        ("POST", "/budgets/check", {**WANTED, "tenant": "a\0"}, "emit", 422),
+        ("POST", "/budgets/check", WANTED, "emit", 200),
         ("POST", "/budgets", {**NEW, "limit": 0}, "admin", 422),
         ("POST", "/budgets", {**NEW, "limit": "1"}, "admin", 422),
         ("POST", "/budgets", {**NEW, "window": "week"}, "admin", 422),

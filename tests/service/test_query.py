@@ -196,6 +196,8 @@ def test_bad_questions_are_refused(asking: Asking, query: dict[str, Any]) -> Non
         {**PERIOD, "where": {"model": []}},
         {**PERIOD, "where": {"model": ["x"] * 101}},
         {**PERIOD, "where": {"model": ["x" * 257]}},
+        {**PERIOD, "where": {"model": ["a\0"]}},
+        {**PERIOD, "where": {"tenant": ["\0"]}},
         {**PERIOD, "from_us": 1.5},
         {**PERIOD, "limit": True},
         {**PERIOD, "unknown": 1},
