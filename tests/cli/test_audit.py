@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from ledger.core.checkpoint import parse_checkpoint_text
 from ledger.core.note import parse_note
+from ledger.store import open_store
 from tests.cli.conftest import LedgerFolder, Run, RunningService, json_of, log_size
 
 
@@ -20,14 +20,17 @@ def key_of(ledger: LedgerFolder) -> tuple[str, Path]:
 
 def forge(ledger: LedgerFolder) -> None:
     """Change one byte of a logged statement."""
-    with closing(sqlite3.connect(ledger.path / "ledger.db")) as connection:
-        (entry,) = connection.execute("SELECT entry FROM statement WHERE leaf_index = 2").fetchone()
+    store = open_store(ledger.path / "ledger.db")
+    with store.write() as connection:
+        entry = connection.execute(text("SELECT entry FROM statement WHERE leaf_index = 2")).scalar_one()
         changed = entry[:-1] + bytes([entry[-1] ^ 1])
-        connection.execute("UPDATE statement SET entry = ? WHERE leaf_index = 2", (changed,))
-        connection.commit()
+        connection.execute(
+            text("UPDATE statement SET entry = :entry WHERE leaf_index = 2"), {"entry": changed}
+        )
+    store.close()
 
 
-@pytest.mark.parametrize("target", ["", "ledger.db"])
+@pytest.mark.parametrize("target", ["", pytest.param("ledger.db", marks=pytest.mark.sqlite)])
 def test_a_sound_log(ledger: LedgerFolder, run: Run, target: str) -> None:
     result = run("audit", ledger.path / target, *key_of(ledger), "--json")
     assert result.exit_code == 0, result.output
@@ -82,6 +85,7 @@ def test_a_service_that_is_not_there(ledger: LedgerFolder, run: Run) -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.sqlite
 def test_remember_notices_a_log_that_was_cut_back(own_ledger: LedgerFolder, tmp_path: Path, run: Run) -> None:
     older = tmp_path / "older"
     shutil.copytree(own_ledger.path, older)

