@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-__all__ = ["Postgres", "database_name", "divert", "diverted_url", "running_postgres"]
+__all__ = ["Postgres", "copy_database", "database_name", "divert", "diverted_url", "running_postgres"]
 
 _STARTED: list[Postgres] = []
 
@@ -131,6 +131,23 @@ def running_postgres(settings: dict[str, str] | None = None) -> Iterator[Postgre
             yield server
         finally:
             server.stop()
+
+
+def copy_database(store: Any, path: Path) -> Any:
+    """Open a copy of all that ``store`` has, in the database at ``path``, which must be new."""
+    from sqlmodel import SQLModel
+
+    from ledger.store import migrate, open_store
+
+    copy = open_store(path)
+    migrate(copy)
+    with store.read() as source, copy.write() as target:
+        for table in SQLModel.metadata.sorted_tables:
+            target.execute(table.delete())  # migrations write some rows
+            rows = [row._asdict() for row in source.execute(table.select())]
+            if rows:
+                target.execute(table.insert(), rows)
+    return copy
 
 
 # --- the whole suite on PostgreSQL -----------------------------------------------------------------------

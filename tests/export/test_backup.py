@@ -120,10 +120,12 @@ def test_a_restored_log_that_is_behind_a_checkpoint_is_refused(small: World, tmp
     with small.store.read() as connection:
         newer = queries.log_head(connection).checkpoint.encode()
     target = open_store(tmp_path / "restored.db")
+    before = tables_in(target)
     with pytest.raises(RefusedError, match="fork") as caught:
         restore_backup(tmp_path / "b", target, **keys_of(small), kept=[("kept", newer)])
     assert caught.value.code == "log-rolled-back"
-    assert tables_in(target) == []
+    assert tables_in(target) == before
+    assert not before or not all_rows(target)["log_head"]  # on PostgreSQL a new database has tables
     target.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from msgspec import UNSET
+from sqlalchemy import text
 
 from ledger import zstd
 from ledger.core import merkle
@@ -40,9 +40,10 @@ from ledger.export import parquet, partitions, source, statement_file
 from ledger.export.layout import RECORD_SCHEMA, STATEMENT_SCHEMA
 from ledger.export.manifest import check_files
 from ledger.export.parquet import ExportSummary, export_parquet
-from ledger.store import Store, open_store
+from ledger.store import Store
 from ledger.store.append import log_verifier_key
 from tests.build import ORIGIN, START_US
+from tests.databases import copy_database
 from tests.export.conftest import CREATED_US, DAY_US, MIDNIGHT_US, Ledger
 
 SUMMED = ("input_tokens", "output_tokens", "cached_input_tokens", "energy_uj", "carbon_ng", "water_nl")
@@ -409,14 +410,16 @@ def test_days_are_those_of_the_calendar() -> None:
 
 
 @pytest.fixture
-def spoilt(ledger: Ledger, tmp_path: Path) -> Iterator[tuple[Store, Any]]:
+def spoilt(ledger: Ledger, tmp_path: Path) -> Iterator[Store]:
     """A copy of the database that a test may change."""
-    path = tmp_path / "copy.db"
-    with sqlite3.connect(path) as copy, ledger.store.read() as connection:
-        connection.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
-    store = open_store(path)
-    yield store, sqlite3.connect(path, isolation_level=None)
+    store = copy_database(ledger.store, tmp_path / "copy.db")
+    yield store
     store.close()
+
+
+def spoil(store: Store, change: str) -> None:
+    with store.write() as connection:
+        connection.execute(text(change))
 
 
 BATCH_LEAF = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
@@ -430,9 +433,13 @@ BATCH_LEAF = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
             "DELETE FROM statement WHERE leaf_index = (SELECT max(leaf_index) FROM statement)",
             "not in the store",
         ),
-        (f"UPDATE statement SET records = x'00' WHERE leaf_index = {BATCH_LEAF}", "cannot be decompressed"),
         (
-            "UPDATE statement SET records = (SELECT records FROM statement ORDER BY last_us DESC LIMIT 1) "
+            f"UPDATE statement SET records = zeroblob(1) WHERE leaf_index = {BATCH_LEAF}",
+            "cannot be decompressed",
+        ),
+        (
+            "UPDATE statement SET records = (SELECT records FROM statement "
+            "WHERE records IS NOT NULL ORDER BY last_us DESC LIMIT 1) "
             f"WHERE leaf_index = {BATCH_LEAF}",
             "not as many as the statement counts",
         ),
@@ -443,47 +450,41 @@ BATCH_LEAF = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
         ),
         ("UPDATE tile SET hashes = zeroblob(length(hashes))", "do not lead to the checkpoint's root"),
         (
-            "UPDATE document SET body = CAST(replace(CAST(body AS TEXT), 'Qwen3', 'Qwen4') AS BLOB)",
+            "UPDATE document SET body = (SELECT body FROM document WHERE kind = 'deployment' "
+            "ORDER BY digest LIMIT 1) WHERE kind = 'deployment'",
             "has another digest",
         ),
         ("DELETE FROM document", "is not in the store"),
         (
-            "UPDATE log_head SET checkpoint = replace(checkpoint, size || char(10), '7' || char(10))",
+            "UPDATE log_head SET checkpoint = replace(checkpoint, size || '\n', '7\n')",
             "signature does not verify",
         ),
     ],
 )
 def test_a_changed_ledger_is_not_exported(
-    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path, change: str, message: str
+    ledger: Ledger, spoilt: Store, tmp_path: Path, change: str, message: str
 ) -> None:
-    store, connection = spoilt
-    connection.execute(change)
-    connection.close()
+    spoil(spoilt, change)
     with pytest.raises((CorruptError, InvalidError), match=message):
-        export_parquet(store, tmp_path / "x", log_key=ledger.key)
+        export_parquet(spoilt, tmp_path / "x", log_key=ledger.key)
     assert not (tmp_path / "x").exists()
 
 
-def test_exchanged_records_are_not_exported(
-    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path
-) -> None:
-    store, connection = spoilt
-    (block,) = connection.execute(f"SELECT records FROM statement WHERE leaf_index = {BATCH_LEAF}").fetchone()
-    first, second, *rest = (zstd.decompress_bounded(block, 1 << 24) or b"").splitlines(keepends=True)
-    connection.execute(
-        f"UPDATE statement SET records = ? WHERE leaf_index = {BATCH_LEAF}",
-        (zstd.compress(b"".join([second, first, *rest])),),
-    )
-    connection.close()
+def test_exchanged_records_are_not_exported(ledger: Ledger, spoilt: Store, tmp_path: Path) -> None:
+    with spoilt.write() as connection:
+        block = connection.execute(
+            text(f"SELECT records FROM statement WHERE leaf_index = {BATCH_LEAF}")
+        ).scalar_one()
+        first, second, *rest = (zstd.decompress_bounded(block, 1 << 24) or b"").splitlines(keepends=True)
+        connection.execute(
+            text(f"UPDATE statement SET records = :records WHERE leaf_index = {BATCH_LEAF}"),
+            {"records": zstd.compress(b"".join([second, first, *rest]))},
+        )
     with pytest.raises(CorruptError, match="do not hash to the statement's root"):
-        export_parquet(store, tmp_path / "x", log_key=ledger.key)
+        export_parquet(spoilt, tmp_path / "x", log_key=ledger.key)
 
 
-def test_erased_records_leave_their_statement(
-    ledger: Ledger, spoilt: tuple[Store, Any], tmp_path: Path
-) -> None:
-    store, connection = spoilt
-    connection.execute(f"UPDATE statement SET records = NULL WHERE leaf_index = {BATCH_LEAF}")
-    connection.close()
-    summary = export_parquet(store, tmp_path / "x", log_key=ledger.key)
+def test_erased_records_leave_their_statement(ledger: Ledger, spoilt: Store, tmp_path: Path) -> None:
+    spoil(spoilt, f"UPDATE statement SET records = NULL WHERE leaf_index = {BATCH_LEAF}")
+    summary = export_parquet(spoilt, tmp_path / "x", log_key=ledger.key)
     assert check_proofs(summary.directory, ledger) == (len(ledger.records) - 300, summary.tree_size)

@@ -23,6 +23,7 @@ from ledger.export.publish import _new, open_destination, publish_tree
 from ledger.store import Sequencer, migrate, open_store, queries
 from ledger.store.append import create_log
 from tests.build import ORIGIN, Issuer, make_deployment
+from tests.databases import copy_database
 from tests.store.conftest import World
 
 
@@ -101,15 +102,11 @@ def test_what_is_lost_is_written_again(world: World, tmp_path: Path) -> None:
 
 
 def test_an_older_copy_is_not_published(world: World, tmp_path: Path) -> None:
-    import sqlite3
-
     destination = open_destination(str(tmp_path / "www"))
-    with sqlite3.connect(tmp_path / "ledger.db") as from_, sqlite3.connect(tmp_path / "old.db") as to:
-        from_.backup(to)
+    old = copy_database(world.store, tmp_path / "old.db")
     grow(world, 6)
     publish_tree(world.store, destination, keys(world))
     before = bytes(obstore.get(destination, "checkpoint").bytes())
-    old = open_store(tmp_path / "old.db")
     with pytest.raises(RefusedError, match="older copy"):
         publish_tree(old, destination, keys(world))
     fork = Sequencer(old, world.log_key, published=None)

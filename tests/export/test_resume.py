@@ -6,7 +6,6 @@ import hashlib
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from ledger.store import migrate, open_store
 from ledger.store.append import create_log, log_verifier_key
 from ledger.store.erasure import Wanted, erase
 from tests.build import ORIGIN, START_US
+from tests.databases import copy_database
 from tests.export.conftest import DAY_US, Ledger
 from tests.export.growing import BATCH, grow, growing_ledger, resume
 from tests.export.test_parquet import check_proofs, rows_of
@@ -313,13 +313,10 @@ def test_an_export_that_was_changed_is_refused(ledger: Ledger, tmp_path: Path) -
         resume(ledger, tmp_path / "x")
 
 
-@pytest.mark.sqlite
 def test_a_ledger_that_went_back_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "old.db") as copy, ledger.store.read() as connection:
-        connection.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
+    store = copy_database(ledger.store, tmp_path / "old.db")
     grow(ledger, 1)
     resume(ledger, tmp_path / "x")
-    store = open_store(tmp_path / "old.db")
     with pytest.raises(CorruptError, match="rolled back or forked"):
         export_parquet(store, tmp_path / "x", log_key=ledger.key, resume=True)
     store.close()
