@@ -70,8 +70,11 @@ def test_erased_record_is_gone_and_all_else_is_proven(world: World, tmp_path: Pa
     record, leaf, _ = world.logged[2]
     block = bytes(world.scalar(f"SELECT records FROM statement WHERE leaf_index = {leaf}"))
     needles = traces(record, block)
-    if world.url.startswith("sqlite"):
-        assert files_with(world.files, needles), "the test must see what it looks for"
+    if not world.url.startswith("sqlite"):
+        with world.store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")  # as autovacuum does: the planner keeps values of its own
+            connection.exec_driver_sql("CHECKPOINT")
+    assert files_with(world.files, needles), "the test must see what it looks for"
     with world.store.read() as connection:
         before = {
             r.id: queries.record_proof(connection, r.id) for r, _, _ in world.logged if r.id != record.id
