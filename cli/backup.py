@@ -103,7 +103,7 @@ def restore(
         told = {"origin": origin, "tree_size": size, "compared": len(kept)}
         print_json({"directory": str(directory), **told})
         return
-    note(f"{directory}: {origin} at {size} leaves, compared with {len(kept)} kept checkpoints")
+    note(f"{directory}: {origin} at {size} leaves; kept checkpoints that it extends: {len(kept)}")
     note(f"\nNext: tallystick audit {directory}; API keys are as they were in the backup")
 
 

@@ -25,7 +25,7 @@ _REVISION = "alembic_version"
 def tables_of(connection: Connection) -> list[Table]:
     """The database's own tables, those first that others refer to."""
     metadata = MetaData()
-    with warnings.catch_warnings():  # of indexes, which are not asked for
+    with warnings.catch_warnings():  # rows are wanted, not indexes
         warnings.filterwarnings("ignore", message="Skipped unsupported reflection of expression-based index")
         metadata.reflect(connection)
     return [table for table in metadata.sorted_tables if table.name != _REVISION]

@@ -11,7 +11,7 @@ from tests.cli.conftest import LedgerFolder, Run, json_of
 from tests.databases import Postgres
 
 
-@pytest.mark.filterwarnings("error")  # people would see it
+@pytest.mark.filterwarnings("error::sqlalchemy.exc.SAWarning")  # people would read it
 def test_there_and_back(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
     made = json_of(run("backup", own_ledger.path, tmp_path / "b", "--json"))
     assert made["backup"] == str(tmp_path / "b")
