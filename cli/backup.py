@@ -12,7 +12,6 @@ from cli.options import Directory, Json
 if TYPE_CHECKING:
     from cli.folder import Folder
     from ledger.core.note import VerifierKey
-    from ledger.store import Store
 
 __all__ = ["BACKUP_EXAMPLES", "RESTORE_EXAMPLES", "backup", "restore"]
 
@@ -137,6 +136,7 @@ def _restored(
 def _fill(
     source: Path, folder: Folder, log_key: Path, kept: list[Path], policy: Path | None
 ) -> tuple[str, int]:
+    from cli.folder import ask_witnesses
     from cli.progress import progress
     from ledger.core.log_keys import log_verifier_key
     from ledger.core.note import format_vkey
@@ -156,27 +156,10 @@ def _fill(
         with store.read() as connection:
             vkeys = [format_vkey(each) for each in log_verifier_keys(connection)]
         if policy is not None:
-            _ask_witnesses(store, policy)
+            ask_witnesses(store, policy, strict=True)
     finally:
         store.close()
     save_private_key(folder.log_key, key)
     folder.vkey.write_text("".join(f"{each}\n" for each in vkeys), encoding="utf-8")
     folder.published.write_text(backup.checkpoint, encoding="utf-8")
     return backup.origin, backup.tree_size
-
-
-def _ask_witnesses(store: Store, policy: Path) -> None:
-    """Have every witness say that it saw no more of the log than was restored.
-
-    Raises:
-        CorruptError: one saw more, or another history.
-        TallystickError: one does not answer.
-    """
-    from ledger.outgoing import reach_from_environment
-    from ledger.service.witnessing import Witnessing, load_policy
-    from ledger.store.log_keys import log_verifier_keys
-
-    with store.read() as connection:
-        keys = log_verifier_keys(connection)
-    asking = Witnessing(store, load_policy(policy), keys, reach=reach_from_environment())
-    asking.check_before_start(strict=True)

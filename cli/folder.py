@@ -14,10 +14,12 @@ from ledger.core.errors import InvalidError
 if TYPE_CHECKING:
     from ledger.store import Sequencer, Store
 
-__all__ = ["DATABASE_VARIABLE", "Folder", "open_folder"]
+__all__ = ["DATABASE_VARIABLE", "Folder", "ask_witnesses", "open_folder"]
 
 DATABASE_VARIABLE = "TALLYSTICK_DATABASE"
 """URL of the database, if it is not in the folder. Never an option: it may hold a password."""
+_POLICY_FILE = "witnesses.policy"
+_POLICY_VARIABLE = "TALLYSTICK_WITNESS_POLICY"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Folder:
         """The checkpoint last published, outside the database."""
         return self.path / "published.checkpoint"
 
+    @property
+    def policy(self) -> Path | None:
+        """The policy with the witnesses that are to be asked; None if there is none."""
+        named = os.environ.get(_POLICY_VARIABLE)
+        path = Path(named) if named else self.path / _POLICY_FILE
+        return path if named or path.is_file() else None
+
     def open(self) -> Store:
         """Open the database."""
         from ledger.store import open_store
@@ -70,11 +79,50 @@ class Folder:
             beside=[load_signer(old)] if old.is_file() else [],
             published=self.published,
         )
+        if self.policy is not None:
+            ask_witnesses(store, self.policy)
         sequencer.start()
         try:
             yield sequencer
         finally:
             sequencer.stop()
+
+    def check_seen(self, store: Store) -> None:
+        """For what signs without a sequencer: compare with the published checkpoint, ask the witnesses.
+
+        Raises:
+            CorruptError: somebody has seen more of the log, or another history: signing would fork it.
+        """
+        from ledger.store.log_keys import log_verifier_keys
+        from ledger.store.startup import check_consistent
+
+        with store.read() as connection:
+            keys = log_verifier_keys(connection)
+        check_consistent(store, keys, self.published)
+        if self.policy is not None:
+            ask_witnesses(store, self.policy)
+
+
+def ask_witnesses(store: Store, policy: Path, *, strict: bool = False) -> None:
+    """Have the witnesses of a policy say that they saw no more of the log than is in ``store``.
+
+    Args:
+        store: the log's.
+        policy: the policy's file.
+        strict: whether each witness must answer; else those that do not are logged.
+
+    Raises:
+        CorruptError: one saw more, or another history.
+        TallystickError: with ``strict``: one does not answer.
+    """
+    from ledger.outgoing import reach_from_environment
+    from ledger.service.witnessing import Witnessing, load_policy
+    from ledger.store.log_keys import log_verifier_keys
+
+    with store.read() as connection:
+        keys = log_verifier_keys(connection)
+    asking = Witnessing(store, load_policy(policy), keys, reach=reach_from_environment())
+    asking.check_before_start(strict=strict)
 
 
 def open_folder(path: Path, *, or_url: bool = False) -> Folder:

@@ -110,6 +110,7 @@ def rotate(
                     write_private(new_file, key_file.read_bytes())
                 else:
                     save_private_key(new_file, generate_key(algorithm))
+            folder.check_seen(store)
             leaf_index = rotate_log_key(
                 store, load_signer(folder.log_key), load_signer(new_file), reason=reason
             ).leaf_index
@@ -146,6 +147,7 @@ def retire(
     store = folder.open()
     try:
         old, key = load_signer(old_file), load_signer(folder.log_key)
+        folder.check_seen(store)
         leaf_index = retire_log_key(store, key, old.public, reason=reason).leaf_index
         old_file.rename(old_file.with_name(f"log-retired-{old.public.kid.hex()[:16]}.pem"))
         _report(folder, store, key, leaf_index, json)
@@ -194,6 +196,7 @@ def freeze(
     store = folder.open()
     try:
         key = load_signer(folder.log_key)
+        folder.check_seen(store)
         done = freeze_log(
             store,
             key,

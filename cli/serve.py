@@ -59,4 +59,5 @@ def serve(
         port=port,
         log_level=log_level,
         log_format=log_format,
+        policy=folder.policy,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from cli.folder import Folder, ask_witnesses
 from ledger.core.checkpoint import open_checkpoint, parse_checkpoint_text
 from ledger.core.errors import CorruptError, InvalidError, RefusedError
 from ledger.core.note import parse_note, parse_vkey
@@ -19,9 +20,10 @@ from ledger.core.policy import check_witnessed, cosigned_by, parse_policy
 from ledger.core.tlog_proof import parse_tlog_proof, verify_tlog_proof
 from ledger.outgoing import parse_reach
 from ledger.service import Settings, create_api_key, create_app
-from ledger.store import open_store
+from ledger.store import open_store, queries
 from ledger.store.witnessed import newest_witnessed
 from tests.build import Ledger, make_ledger, make_records
+from tests.cli.conftest import run_command
 from tests.service.conftest import BATCH
 from tests.witness.running import RunningWitness, policy_text, running, wait_for
 
@@ -323,6 +325,42 @@ def test_restoring_asks_the_witnesses(
     witnesses[0].stop()
     assert restore("new", "three") == (2, "witness-unavailable")
     witnesses[0].start()
+
+
+@pytest.mark.sqlite
+def test_no_command_signs_with_an_older_copy(
+    tmp_path: Path, witnesses: tuple[RunningWitness, RunningWitness]
+) -> None:
+    """Witnesses named in the folder are asked by whatever would sign, not by a service that runs alone."""
+    path, old = tmp_path / "ledger", tmp_path / "old"
+    assert run_command("init", path, "--origin", ORIGIN).exit_code == 0
+    for each in witnesses:
+        each.know(parse_vkey((path / "log.vkey").read_text().strip()))
+    (path / "witnesses.policy").write_text(policy_text(*witnesses))
+    shutil.copytree(path, old)
+    run_command("keys", "generate", tmp_path / "issuer.pem")
+    add = ("x.example/y", "--key", tmp_path / "issuer.pem")
+    assert run_command("issuers", "add", path, *add).exit_code == 0
+    store = Folder(path).open()
+    with store.read() as connection:
+        size = queries.log_head(connection).size
+    ask_witnesses(store, path / "witnesses.policy", strict=True)  # they cosign what was added
+    store.close()
+    for command in (
+        ("issuers", "add", old, *add),
+        ("log-key", "rotate", old),
+        ("log-key", "freeze", old, "--yes"),
+        ("api-keys", "create", old, "--scope", "read", "--label", "x"),
+        ("serve", old, "--port", "1"),
+    ):
+        done = run_command(*command, "--json")
+        assert done.exit_code == 2, command
+        assert "log-rolled-back" in done.stdout, (command, done.output)
+        assert f"cosigned a tree of {size} leaves" in done.stdout
+    shutil.copy(path / "published.checkpoint", old)
+    (old / "witnesses.policy").unlink()
+    for command in (("issuers", "add", old, *add), ("log-key", "rotate", old)):
+        assert "was published" in run_command(*command, "--json").stdout
 
 
 @pytest.mark.sqlite
