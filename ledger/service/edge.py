@@ -53,7 +53,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass lifespan events on."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _without_traceback(scope, send))
             return
         begun = time.perf_counter()
         method = scope["method"]
@@ -79,6 +79,16 @@ class Edge:
                 tracing.end(span, known, route, exchange.status, problem)
             if self._service.settings.log_requests:
                 _log_request(method, scope["path"], route, exchange.status, problem, seconds)
+
+
+def _without_traceback(scope: Scope, send: Send) -> Send:
+    """Say in a line why the service does not start, where it refuses to: sixty lines would hide it."""
+
+    async def tell(message: Message) -> None:
+        failure = scope["app"].state.failure if message["type"] == "lifespan.startup.failed" else None
+        await send(message if failure is None else {**message, "message": str(failure)})
+
+    return tell
 
 
 def _log_request(method: str, path: str, route: str, status: int, problem: str, seconds: float) -> None:
