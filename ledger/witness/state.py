@@ -3,7 +3,8 @@
 A SQLite file; each change is on the disk before it is answered (``synchronous=FULL``). Comparing with the
 last tree and remembering the next is one transaction that holds the write lock from its beginning, so that
 two requests, on two threads or in two processes, cannot both extend the same tree. Forgetting what was
-cosigned is the one thing a witness must never do: never restore an older copy of this file.
+cosigned is the one thing a witness must never do: never restore an older copy of this file. After a commit
+that the disk did not confirm, nothing is read or cosigned any more: what is in memory may not be on it.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class WitnessState:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []  # guarded by the lock
+        self._failed = threading.Event()  # set for good
         if not path.is_file():
             raise InvalidError(
                 "there is no witness here",
@@ -114,6 +116,7 @@ class WitnessState:
                 remedy="run `tallystick witness init`",
                 code="no-witness",
             )
+        self._settle()
         with self._read() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             sound = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -207,6 +210,13 @@ class WitnessState:
 
     # --- connections ---
 
+    def _settle(self) -> None:
+        """Bring what the write-ahead log holds to the disk, also what an earlier process left unconfirmed."""
+        try:
+            self._mine().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._unavailable(str(error)) from None
+
     def _log(self, connection: sqlite3.Connection, origin: str) -> KnownLog:
         return KnownLog(origin, self._keys(connection, origin), self._last(connection, origin))
 
@@ -230,6 +240,8 @@ class WitnessState:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        if self._failed.is_set():
+            raise self._unavailable("the disk did not confirm what was written; start the witness anew")
         try:
             connection = self._mine()
             connection.execute(begin)
@@ -241,12 +253,17 @@ class WitnessState:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.DatabaseError as error:
-            raise UnavailableError(
-                f"the witness's state cannot be read or written: {error}",
-                where=str(self._path),
-                remedy="see that its disk is sound and not full; nothing was cosigned",
-                code="storage-failed",
-            ) from None
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                self._failed.set()
+            raise self._unavailable(str(error)) from None
+
+    def _unavailable(self, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"the witness's state cannot be read or written: {why}",
+            where=str(self._path),
+            remedy="see that its disk is sound and not full; nothing was cosigned",
+            code="storage-failed",
+        )
 
     def _mine(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

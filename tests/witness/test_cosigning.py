@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ledger.core.cosignature import verify_cosignature
-from ledger.core.errors import CorruptError, InvalidError, RefusedError
+from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
 from ledger.core.keys import generate_key
 from ledger.core.merkle import EMPTY_ROOT
 from ledger.core.note import Note, format_note, parse_note, sign_ed25519_note
@@ -239,6 +241,32 @@ def test_it_outlives_its_process(world: World) -> None:
     assert world.ask(7, 9).status == 200
 
 
+class Unconfirmed(sqlite3.Connection):
+    """Commits, and says that the disk did not confirm it: what others read may be gone after a crash."""
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        done = super().execute(sql, *values)
+        if sql == "COMMIT" and self.total_changes:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return done
+
+
+def test_nothing_is_cosigned_after_a_commit_that_the_disk_did_not_confirm(world: World) -> None:
+    assert world.ask(0, 3).status == 200
+    state = world.cosigner.state
+    state._local.connection = sqlite3.connect(world.path, factory=Unconfirmed, isolation_level=None)
+    with pytest.raises(UnavailableError, match="disk I/O error"):
+        world.ask(3, 5)
+    del state._local.connection
+    for old in (3, 5):
+        with pytest.raises(UnavailableError, match="start the witness anew"):
+            world.ask(old, 6)
+    world.open()
+    assert world.ask(5, 6).status == 200
+
+
 def test_racing_requests_never_roll_back(world: World) -> None:
     """The race of the specification, many times over, from threads of two openings of one state."""
     world.ask(0, 1)
@@ -306,8 +334,6 @@ def test_a_state_is_neither_overwritten_nor_made_up(world: World, tmp_path: Path
 
 
 def test_a_state_of_another_version_is_not_used(world: World) -> None:
-    import sqlite3
-
     world.cosigner.state.close()
     connection = sqlite3.connect(world.path)
     connection.execute("PRAGMA user_version = 99")
