@@ -143,10 +143,10 @@ class Count:
         if rows.add_alert(self.connection, alert):
             self.noted.append(alert)
 
-    def release(self, records: Sequence[str]) -> None:
-        """Give back what was reserved for these records."""
+    def release(self, records: Sequence[str], *, tenant: str | None = None) -> None:
+        """Give back what was reserved for these records; for a ``tenant``, not what is another's."""
         names = {budget.name for budget in self.budgets}
-        for share in rows.take_reservations(self.connection, records):
+        for share in rows.take_reservations(self.connection, records, tenant=tenant):
             if share.budget in names:
                 use = self.uses.change(share.budget, share.tenant, share.bucket_s)
                 use.reserved = max(0, use.reserved - share.amount)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,7 +37,13 @@ _COUNT_EVERY_S = 0.25
 _LOOK_EVERY_S = 5.0
 """How long a budget that another process set may go unnoticed where nobody asks."""
 
-_Release: TypeAlias = tuple[str, ...]
+
+@dataclass(frozen=True)
+class _Release:
+    records: tuple[str, ...]
+    tenant: str | None
+
+
 _Work: TypeAlias = "tuple[Check | _Release, Future[Any]]"
 
 
@@ -93,9 +100,9 @@ class BudgetKeeper:
         """Ask for room."""
         return self._enqueue(check)
 
-    def release(self, records: Iterable[str]) -> Future[None]:
-        """Give back what was reserved for requests that have no record."""
-        return self._enqueue(tuple(records))
+    def release(self, records: Iterable[str], *, tenant: str | None = None) -> Future[None]:
+        """Give back what requests without a record reserved; for a ``tenant``, not what is another's."""
+        return self._enqueue(_Release(tuple(records), tenant))
 
     def _enqueue(self, item: Check | _Release) -> Future[Any]:
         if self._thread is None or self._closed.is_set():
@@ -160,7 +167,7 @@ class BudgetKeeper:
         with self._store.read() as connection:
             self._any = bool(rows.budget_rows(connection))
             if not self._any:
-                return [None if isinstance(each, tuple) else Answer((), None, 0) for each in items], []
+                return [None if isinstance(each, _Release) else Answer((), None, 0) for each in items], []
             expected = rows.next_leaf(connection)
             early, size = rows.records_between(connection, expected)  # read before the lock is held
         with self._store.write() as connection:
@@ -174,7 +181,7 @@ class BudgetKeeper:
                 if isinstance(item, Check):
                     outcomes.append(count.reserve(item))
                 else:
-                    count.release(item)
+                    count.release(item.records, tenant=item.tenant)
                     outcomes.append(None)
             count.uses.save()
         return outcomes, count.noted

@@ -361,7 +361,8 @@ async def check_budgets(request: Request) -> Response:
 async def release_budgets(request: Request) -> Response:
     """Give back what was reserved for requests that generated nothing, and so have no record."""
     wanted = parse(Release, await json_body(request))
-    await asyncio.wrap_future(service_of(request).budget_keeper.release(wanted.records))
+    keeper = service_of(request).budget_keeper
+    await asyncio.wrap_future(keeper.release(wanted.records, tenant=tenant_of(request)))
     return Response(status_code=204)
 
 

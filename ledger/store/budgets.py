@@ -274,12 +274,22 @@ def reservations(connection: Connection) -> list[Share]:
     return [share for text in rows for share in _shares(text)]
 
 
-def take_reservations(connection: Connection, records: Sequence[str]) -> list[Share]:
-    """End the reservations of these records; return what they held."""
+def take_reservations(
+    connection: Connection, records: Sequence[str], *, tenant: str | None = None
+) -> list[Share]:
+    """End the reservations of these records; return what they held.
+
+    For a ``tenant``, those stay that hold something of another's budget. One that holds nothing but shares of
+    budgets for all together tells nobody's: who names its record is taken to have asked for it.
+    """
     rows = table(BudgetReservation)
     shares: list[Share] = []
     for part in _parts([_key(each) for each in records]):
-        found = connection.execute(select(rows).where(rows.c.id.in_(part))).all()
+        found = [
+            row
+            for row in connection.execute(select(rows).where(rows.c.id.in_(part)))
+            if tenant is None or all(share.tenant in ("", tenant) for share in _shares(row.shares))
+        ]
         if found:
             connection.execute(delete(rows).where(rows.c.id.in_([row.id for row in found])))
         shares += [share for row in found for share in _shares(row.shares)]

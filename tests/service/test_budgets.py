@@ -165,3 +165,12 @@ def test_a_tenants_key_sees_and_uses_its_own_budgets_alone(harness: Harness) -> 
     assert "reserved" not in refused["message"], "what others use is not told"
     assert harness.get("/budgets/alerts", "other").json() == {"alerts": []}
     assert harness.get("/budgets/alerts", "acme").json() == {"alerts": []}
+
+    def reserved() -> int:
+        (theirs,) = [each for each in harness.get("/budgets").json()["budgets"] if each["name"] == "ours"]
+        return int(theirs["standings"][0]["reserved"])
+
+    assert reserved() == 5
+    for who, left in (("other", 5), ("acme", 0)):
+        assert post(harness, "/budgets/release", {"records": [an_id(1)]}, who).status_code == 204
+        assert reserved() == left, who
