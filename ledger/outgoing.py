@@ -49,16 +49,19 @@ _MAX_URL = 2_048
 _MAX_ALLOWED = 256
 _PORTS = {"http": 80, "https": 443}
 
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+_NAT64 = IPv6Network("64:ff9b::/96")
 # Global by the registries, and yet never a stranger's: what clouds answer on inside a virtual machine.
 _CLOUD = (IPv4Network("168.63.129.16/32"),)
-# Newer than some tables of Python's own: shared address space, benchmarking, documentation, site-local.
+# Newer than some tables of Python's own: shared address space, benchmarking, documentation, site-local, and
+# translation within a network, where the IPv4 address may stand in any place.
 _SPECIAL: tuple[_Network, ...] = (
     IPv4Network("0.0.0.0/8"),
     IPv4Network("100.64.0.0/10"),
     IPv4Network("192.0.0.0/24"),
     IPv4Network("198.18.0.0/15"),
     IPv4Network("240.0.0.0/4"),
+    IPv6Network("::ffff:0:0:0/96"),
+    IPv6Network("64:ff9b:1::/48"),
     IPv6Network("100::/64"),
     IPv6Network("2001::/23"),
     IPv6Network("2001:db8::/32"),
@@ -233,7 +236,7 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
         return address.sixtofour
     if address.teredo is not None:
         return address.teredo[1]
-    if any(address in each for each in _NAT64) or int(address) >> 32 == 0:
+    if address in _NAT64 or int(address) >> 32 == 0:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return None
 
