@@ -304,28 +304,35 @@ def put(proxy: Proxy, limit: int) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def standing(proxy: Proxy) -> dict[str, Any]:
+def standing(proxy: Proxy, tenant: str) -> dict[str, Any]:
     (found,) = proxy.ledger.service.get("/budgets")["budgets"]
-    return max(found["standings"], key=lambda each: int(each["used"]), default={"used": 0, "reserved": 0})
+    mine = [each for each in found["standings"] if each["tenant"] == tenant]
+    return mine[0] if mine else {"used": 0, "reserved": 0}
 
 
-def settled(proxy: Proxy) -> int:
-    """What the key has used, once nothing is reserved."""
+def settled(proxy: Proxy, tenant: str) -> int:
+    """What the tenant has used, once nothing is reserved."""
     deadline = time.monotonic() + WAIT_S
-    while (found := standing(proxy))["reserved"] or not found["used"]:
+    while (found := standing(proxy, tenant))["reserved"] or not found["used"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return int(found["used"])
 
 
 @pytest.fixture
-def used(proxy: Proxy) -> Iterator[int]:
-    """What the key has used by now; the budget goes at the end."""
+def tenant(proxy: Proxy) -> str:
+    """Whom records of the key that asks name."""
     before = len(proxy.ledger.logged())
     proxy.ask()
-    proxy.expect(1, before)
+    (record,) = proxy.expect(1, before)
+    return str(record.tenant)
+
+
+@pytest.fixture
+def used(proxy: Proxy, tenant: str) -> Iterator[int]:
+    """What that tenant has used by now; the budget goes at the end."""
     put(proxy, 10**9)
-    yield settled(proxy)
+    yield settled(proxy, tenant)
     url = f"{proxy.ledger.service.url}/budgets/each/remove"
     httpx.post(url, headers={"Authorization": f"Bearer {proxy.ledger.service.admin_key}"})
 
@@ -345,7 +352,7 @@ def test_a_budget_without_room_is_answered_429(proxy: Proxy, used: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["smollm2", "backed"])
-def test_the_record_settles_what_was_reserved(proxy: Proxy, used: int, model: str) -> None:
+def test_the_record_settles_what_was_reserved(proxy: Proxy, tenant: str, used: int, model: str) -> None:
     """Also where the first attempt failed and another one answered."""
     put(proxy, used + 10_000)
     before = len(proxy.ledger.logged())
@@ -353,10 +360,10 @@ def test_the_record_settles_what_was_reserved(proxy: Proxy, used: int, model: st
     assert answer.status_code == 200, answer.text
     (record,) = proxy.expect(1, before)
     assert answer.headers["x-tallystick-record"] == record.id
-    assert settled(proxy) == used + record.usage.input_tokens + record.usage.output_tokens
+    assert settled(proxy, tenant) == used + record.usage.input_tokens + record.usage.output_tokens
 
 
-def test_a_request_that_fails_gives_its_room_back(proxy: Proxy, used: int) -> None:
+def test_a_request_that_fails_gives_its_room_back(proxy: Proxy, tenant: str, used: int) -> None:
     put(proxy, used + 10_000)
     assert proxy.ask(model="unknown").status_code >= 400
-    assert settled(proxy) == used
+    assert settled(proxy, tenant) == used
