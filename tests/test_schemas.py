@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -12,13 +13,17 @@ import cbor2
 import jsonschema
 import pytest
 
+from ledger.audit import dispute
+from ledger.core import settlement
 from ledger.core.export_layout import RECORD_COLUMNS, STATEMENT_COLUMNS
+from ledger.core.keys import generate_key
 from ledger.schemas import contract_files
 from ledger.schemas.__main__ import main
 from ledger.schemas.cddl import CDDL, ROOT_RULES
 from ledger.schemas.descriptions import FIELDS
 from ledger.schemas.json_schema import DOCUMENTS
 from ledger.schemas.vectors import ML_DSA_44_FILE
+from ledger.store import enrolment
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 BY_HAND = {"README.md", "vectors/README.md"}
@@ -181,6 +186,34 @@ def messages() -> dict[str, list[bytes]]:
         **{f"{k['algorithm']}-key": [bytes.fromhex(k["cose_key"])] for k in vectors("keys.json")["keys"]},
         "export-signature": [signature],
         "export-header": [cbor2.loads(signature).value[0]],
+        **made_here(),
+    }
+
+
+def made_here() -> dict[str, list[bytes]]:
+    """Messages that no vector has."""
+    key = generate_key()
+    seal = settlement.seal(settlement.Digests().contents(), "log.example.com", key).seal
+    said = dispute.Dispute(
+        customer="shop.example.com",
+        bundle="ab" * 32,
+        origin="log.example.com",
+        tenant="t-1",
+        made_us=0,
+        own_rows=1,
+        records=1,
+        matched=0,
+        differences=(dispute.Difference(kind="not-in-bundle", own_line=2),),
+    )
+    signed = base64.b64decode(json.loads(dispute.sign_dispute(said, key))["signature"])
+    proof = enrolment.prove("log.example.com", "tsi_x", "gpu-7.example.com", key)
+    return {
+        "settlement-seal": [seal],
+        "settlement-header": [cbor2.loads(seal).value[0]],
+        "file-signature": [signed],
+        "file-header": [cbor2.loads(signed).value[0]],
+        "enrolment-proof": [proof],
+        "enrolment-header": [cbor2.loads(proof).value[0]],
     }
 
 
@@ -190,6 +223,22 @@ def test_cddl_describes_real_messages() -> None:
     for rule, samples in found.items():
         for data in samples:
             cddl(rule).validate_cbor(data)
+
+
+def test_cddl_names_issuers_and_subjects_whole() -> None:
+    # RFC 8610 section 3.8.3 anchors regular expressions; the tool does not.
+    patterns = {
+        name: re.compile(pattern)
+        for name, pattern in re.findall(r'^([a-z-]+) = tstr \.regexp "(.*)"$', CDDL, re.MULTILINE)
+    }
+    found = messages()
+    for rule in ("statement-header", "receipt-header"):
+        for each in found[rule]:
+            claims = cbor2.loads(each)[15]
+            assert patterns["issuer"].fullmatch(claims[1])
+            assert patterns["subject"].fullmatch(claims[2]), claims[2]
+    for each in found["file-header"]:
+        assert patterns["file-subject"].fullmatch(cbor2.loads(each)[15][2])
 
 
 def test_cddl_tells_messages_apart() -> None:

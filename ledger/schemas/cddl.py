@@ -13,6 +13,9 @@ ROOT_RULES = (
     "cose-key",
     "cose-key-set",
     "export-signature",
+    "settlement-seal",
+    "file-signature",
+    "enrolment-proof",
 )
 """The rules that describe a whole message; the others are parts of these."""
 
@@ -108,6 +111,53 @@ export-header = {
   15 => { 1 => origin, 2 => "tallystick:export" },   ; CWT claims: the log, sub
 }
 
+; --- settlement bundles: the last line; its payload is of settlement/contents.schema.json ---
+
+settlement-seal = #6.18([
+  protected: bstr .cbor settlement-header,
+  unprotected: {},
+  payload: json,
+  signature: signature,
+])
+
+settlement-header = {
+  1 => alg,
+  3 => "application/vnd.tallystick.settlement+json", ; content type
+  4 => kid,
+  15 => { 1 => origin, 2 => "tallystick:settlement" }, ; CWT claims: the log, sub
+}
+
+; --- reports, disputes and backups: signed beside their bytes ---
+
+file-signature = #6.18([
+  protected: bstr .cbor file-header,
+  unprotected: {},
+  payload: nil,                                      ; detached: the canonical JSON that it is beside
+  signature: signature,
+])
+
+file-header = {
+  1 => alg,
+  3 => file-type,                                    ; content type
+  4 => kid,
+  15 => { 1 => issuer, 2 => file-subject },          ; CWT claims: who signs, sub
+}
+
+file-type = "application/vnd.tallystick.report+json" / "application/vnd.tallystick.dispute+json" /
+  "application/tallystick-backup+json"
+file-subject = tstr .regexp "tallystick:(report|backup|dispute:[0-9a-f]{64})"
+
+; --- enrolling a key: the proof that its holder has the private half (docs/how-to/tenants.md) ---
+
+enrolment-proof = #6.18([
+  protected: bstr .cbor enrolment-header,
+  unprotected: {},
+  payload: nil,                                      ; detached: the claim about log, token, issuer and key
+  signature: signature,
+])
+
+enrolment-header = { 1 => alg, 4 => kid }
+
 ; --- parts ---
 
 ; EdDSA over Ed25519; Ed25519 (RFC 9864, read but not written); ES256 (low s only); ML-DSA-44.
@@ -119,7 +169,7 @@ kid = bytes32
 
 issuer = tstr .regexp "[A-Za-z0-9]([A-Za-z0-9._~:/-]{0,253}[A-Za-z0-9])?"
 origin = issuer
-subject = tstr .regexp "tallystick:[a-z]+:[0-9a-f-]*"
+subject = tstr .regexp "tallystick:[a-z]+:[A-Za-z0-9._:~-]*"
 hash = bytes32
 bytes32 = bstr .size 32
 """
