@@ -116,7 +116,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await anyio.to_thread.run_sync(service.witnessing.check_before_start)
         await anyio.to_thread.run_sync(service.sequencer.start)
     except TallystickError as error:
-        app.state.failure = error  # for whoever runs the server, which only logs it
+        app.state.failure = error  # for whoever runs the server
+        _log.error("does not start: %s [%s]", error, error.code)
         raise
     await anyio.to_thread.run_sync(service.preparer.start)
     service.budget_keeper.start()

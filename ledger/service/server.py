@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from ledger.core.errors import InvalidError, UnavailableError
 from ledger.core.keys import Signer
@@ -116,7 +120,8 @@ def serve(
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.collect()
         gc.freeze()  # what was imported stays for ever: collections need not look at it
-        _run(server)
+        with _without_traceback(app):
+            _run(server)
         if app.state.failure is not None:
             raise app.state.failure
         if not server.started:
@@ -136,6 +141,21 @@ def _prepare_processes() -> int | None:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_PROCESSES, cores - 1)
+
+
+@contextlib.contextmanager
+def _without_traceback(app: FastAPI) -> Iterator[None]:
+    """Keep the traceback of an error that we raise to refuse a start out of the log: its words are enough."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return app.state.failure is None or not record.getMessage().startswith("Traceback")
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 def _run(server: uvicorn.Server) -> None:
