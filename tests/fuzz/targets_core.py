@@ -38,7 +38,7 @@ _LEAF = merkle.leaf_hash(_LEAF_ENTRY)
 _DEPLOYMENT = make_deployment()
 _RECORDS = make_records(3, _DEPLOYMENT)
 _PAYLOADS: msgspec.json.Decoder[s.Payload] = msgspec.json.Decoder(s.Payload)
-_VARIABLE = re.compile(r"[0-9]+|'.*'|`.*`|\(.*\)")
+_VARIABLE = re.compile(r"[0-9]+|'.*'|\".*\"|`.*`|\(.*\)", re.DOTALL)
 
 
 def outcome_of(error: TallystickError) -> str:
