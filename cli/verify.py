@@ -40,13 +40,16 @@ def verify(
     witness_key: Annotated[
         list[str] | None, typer.Option(metavar="VKEY", help="A witness's verifier key, or its file.")
     ] = None,
-    quorum: Annotated[int, typer.Option(min=0, help="How many of the witnesses must have cosigned.")] = 0,
+    quorum: Annotated[
+        int, typer.Option(min=0, help="How many of the witnesses must have cosigned; not beside a policy.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Check evidence offline: a receipt, statement, record proof, tlog-proof, checkpoint or export.
 
-    What a file is, is told by its content. Exit code 0: it holds, and what it proves is said. 1: refuted.
-    2: it could not be told, because something needed is missing.
+    Also a trace and a settlement bundle. What a file is, is told by its content; a quorum or a policy counts
+    for all kinds, and bare receipts, which carry no cosignatures, cannot meet it. Exit code 0: it holds, and
+    what it proves is said. 1: refuted. 2: it could not be told, because something needed is missing.
 
     With --json: verdict (sound, refuted or unknown), kind, source, proves, findings (code, where, what,
     remedy), gaps (where, why), notes, elapsed_s, and for an export audit (as of `tallystick audit`).
