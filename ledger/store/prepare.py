@@ -158,7 +158,8 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
     _check_time("last_us", batch.last_us, now_us, limits)
     ids = [bytes.fromhex(r.id.replace("-", "")) for r in records]
     if len(set(ids)) != len(ids):
-        double = next(i for i, each in enumerate(ids) if each in ids[:i])
+        first = {each: i for i, each in reversed([*enumerate(ids)])}
+        double = next(i for i, each in enumerate(ids) if first[each] != i)
         raise InvalidError(
             f"record id {records[double].id} is twice in the batch",
             where=f"records[{double}]",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from ledger.core import merkle, receipts
 from ledger.core.checkpoint import open_checkpoint
@@ -122,6 +122,27 @@ def test_one_group_with_good_bad_and_repeated_statements(world: World) -> None:
     assert outcomes[0].receipt == outcomes[1].receipt
     assert outcomes[0].tree_size == outcomes[3].tree_size == outcomes[6].tree_size  # one commit
     check_tree(world)
+
+
+def test_the_first_of_many_records_that_is_logged_already_is_named(world: World) -> None:
+    logged = make_records(2, DEPLOYMENT)
+    registration = world.log(world.issuer.batch(logged))
+    fresh = make_records(4000, DEPLOYMENT, first=100)
+    mixed = [*fresh[:2500], logged[1], *fresh[2500:], logged[0]]
+    statements = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    item = world.prepare(world.issuer.batch(mixed, advance=False))
+    event.listen(world.store.engine, "before_cursor_execute", count)
+    try:
+        error = outcome(world.sequencer.submit(item))
+    finally:
+        event.remove(world.store.engine, "before_cursor_execute", count)
+    assert (error.code, error.where) == ("duplicate-record", "records[2500]")
+    assert f"at leaf {registration.leaf_index}" in error.what
+    assert len(statements) < 50  # others wait for this transaction
 
 
 def run_as_one_group(world: World, items: list) -> list:
