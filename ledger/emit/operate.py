@@ -14,7 +14,7 @@ from ledger.emit._disk import locked_file
 from ledger.emit.client import Client
 from ledger.emit.head import Head, create_head
 from ledger.emit.rechain import rechain
-from ledger.emit.sender import LogIdentity, Sender, backoff_s, check_receipt, find_place
+from ledger.emit.sender import Delivery, LogIdentity, Sender, backoff_s, check_receipt, find_place
 from ledger.emit.signing import SigningKey, install_key
 from ledger.emit.spool import Spool
 from ledger.emit.survey import read_head_of
@@ -97,13 +97,21 @@ def flush_spool(
     total = len(spool.waiting())
     sent = failures = 0
     problem: str | None = None
-    if progress is not None:
-        sender.on_delivery(lambda _: progress(total - len(spool.waiting()) + 1, total))
+    delivered = 0
+
+    def tell(_: Delivery) -> None:
+        nonlocal delivered
+        delivered += 1  # not counted in the folder, which may hold a million files
+        if progress is not None:
+            progress(min(delivered, total), total)
+
+    sender.on_delivery(tell)
     while True:
         done = sender.run_pass(lambda: time.monotonic() > deadline)
         sent += done.sent
+        delivered = max(0, total - done.waiting)
         if progress is not None:
-            progress(total - done.waiting, total)
+            progress(delivered, total)
         problem = done.reason or (None if done.sent else problem)
         left_s = deadline - time.monotonic()
         if not done.waiting or done.blocked or left_s <= 0:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import urllib3
@@ -24,6 +25,7 @@ from ledger.emit.engines._exchange import USAGE_ESTIMATED
 from ledger.emit.engines.asgi import RecordingMiddleware
 from ledger.emit.proxy.detect import detect
 from ledger.emit.proxy.forward import HEALTH_PATH, Forwarder, Limits, checked_upstream
+from ledger.emit.proxy.serve import _health
 from tests.emit.wire import MODEL, WAIT_S, Captured, answering, eventually, free_port, llama_server, serving
 
 openai = pytest.importorskip("openai")
@@ -581,6 +583,22 @@ def test_health_is_the_proxys_own():
         assert requests == []
         assert through(url, path="/healthz").json() == {}
         assert len(requests) == 1
+
+
+def test_health_looks_at_the_spool_once_a_second(monkeypatch):
+    """Anybody may ask, and the spool of a ledger that is down has many files."""
+    now = [100.0]
+    monkeypatch.setattr("ledger.emit.proxy.serve.time", SimpleNamespace(monotonic=lambda: now[0]))
+    looks = []
+
+    def status():
+        looks.append(1)
+        return SimpleNamespace(blocked=False, queued=1, spooled=len(looks), sent=3, dropped=4)
+
+    health = _health(SimpleNamespace(status=status))
+    assert [health()["spooled"] for _ in range(9)] == [1] * 9
+    now[0] += 1
+    assert (health()["spooled"], health()["recording"], len(looks)) == (2, True, 2)
 
 
 def test_authorization_is_not_logged(caplog, capfd):
