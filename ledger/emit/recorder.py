@@ -382,10 +382,15 @@ class Recorder:
 
     def _rouse(self) -> None:
         """Wake the sealer; start the threads if this process has none yet."""
-        with self._start_lock:
-            started = self._closed or self._start()
-        if started:  # else the next record tries again, and ``close`` does the work on its own thread
-            self._inbox.idle = self._inbox.cold = False
+        # Not waited for: who holds it starts them, and may be this very thread, further up, where a finalizer
+        # ends a generation meanwhile.
+        if self._start_lock.acquire(blocking=False):
+            try:
+                started = self._closed or self._start()
+            finally:
+                self._start_lock.release()
+            if started:  # else the next record tries again, and ``close`` does the work on its own thread
+                self._inbox.idle = self._inbox.cold = False
         self._inbox.wake.set()
 
     def _start(self) -> bool:

@@ -74,7 +74,7 @@ class SharedMeter:
     def __init__(self, read: Callable[[], int]) -> None:
         """Args: ``read`` returns the counter, which must not fall."""
         self._read = read
-        self._lock = threading.Lock()  # guards all that follows
+        self._lock = threading.RLock()  # guards all that follows; a finalizer may leave while we join
         self._active = 0
         self._last = 0
         self._virtual = 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -537,6 +539,67 @@ def test_the_end_of_the_interpreter_seals_what_is_left(spool_dir: Path, rest: st
     run_script(spool_dir, rest)
     assert sum(each.count for each in batches(spool_dir)) == count
     assert told(spool_dir) == 0
+
+
+class Left:
+    """Ends a generation when the garbage collector finds it, as hooks do for streams that were left."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.recorder.record(**report())
+
+
+def sealers() -> int:
+    return [thread.name for thread in threading.enumerate()].count("tallystick-seal")
+
+
+def test_a_finalizer_may_record_while_the_sealer_waits(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    recorder = make_recorder(double, max_age_s=0.0)
+    recorder.record(**report())
+    assert recorder.sync()
+    allocate = threading._allocate_lock  # type: ignore[attr-defined]
+
+    def collecting() -> Any:
+        if threading.current_thread().name == "tallystick-seal":
+            gc.collect()
+        return allocate()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "_allocate_lock", collecting)
+        for _ in range(20):
+            Left(recorder)
+            recorder.record(**report())
+            time.sleep(0.005)
+    gc.collect()
+    assert recorder.flush()
+    assert len(double.records) == 41
+
+
+def test_a_finalizer_may_record_while_the_threads_start(
+    make_recorder: MakeRecorder, double: LedgerDouble, monkeypatch
+) -> None:
+    recorder = make_recorder(double)
+    start, before = threading.Thread.start, sealers()
+
+    def collecting(self: threading.Thread) -> None:
+        if self.name.startswith("tallystick"):
+            Left(recorder)
+            gc.collect()
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", collecting)
+    first = threading.Thread(target=lambda: recorder.record(**report()), daemon=True)
+    first.start()
+    first.join(10)
+    assert not first.is_alive()
+    assert recorder.flush()
+    assert sealers() == before + 1
+    assert len(double.records) == 3
 
 
 def test_asyncio(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
