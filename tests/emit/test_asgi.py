@@ -630,6 +630,42 @@ def test_without_a_deployment_the_app_still_serves(tmp_path, monkeypatch, caplog
     assert caplog.text.count("there is no recorder") == 1
 
 
+def test_a_recorder_that_cannot_be_made_now_is_made_later(tmp_path, monkeypatch):
+    deployment = tmp_path / "deployment.json"
+    monkeypatch.setenv("TALLYSTICK_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("TALLYSTICK_DEPLOYMENT", str(deployment))
+    monkeypatch.setattr(asgi, "_TRY_AGAIN_S", 0.2)
+    middleware = RecordingMiddleware(App(json.dumps(ANSWER).encode()))
+    with serving(middleware, lifespan="off") as url:
+
+        def recorded():
+            return (
+                "x-tallystick-record"
+                in urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT).headers
+            )
+
+        assert not recorded()
+        deployment.write_text('{"model": "m", "engine": "e"}')
+        assert not recorded()  # not before there is use in it
+        assert eventually(recorded)
+    middleware._recorder.close()
+
+
+def test_budgets_that_cannot_be_asked_let_nothing_pass_if_closed(tmp_path, monkeypatch):
+    deployment = tmp_path / "deployment.json"
+    deployment.write_text('{"model": "m", "engine": "e"}')
+    monkeypatch.setenv("TALLYSTICK_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("TALLYSTICK_DEPLOYMENT", str(deployment))
+    monkeypatch.setenv("TALLYSTICK_BUDGETS", "closed")
+    monkeypatch.delenv("TALLYSTICK_URL", raising=False)
+    app = App(json.dumps(ANSWER).encode())
+    with serving(RecordingMiddleware(app), lifespan="off") as url:
+        for _ in range(3):
+            answer = urllib3.request("POST", f"{url}/v1/chat/completions", json=CHAT, retries=False)
+            assert answer.status == 503
+    assert app.bodies == []
+
+
 def test_ray_serve_gets_starlettes_middleware(records):
     """Its HTTP proxy makes each from what the callback returns: ``cls(app, *args, **kwargs)``."""
     from starlette.middleware import Middleware

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
@@ -40,6 +41,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
+_TRY_AGAIN_S = 30.0
 MAX_BODY_BYTES = 64 << 20
 """Of a request or a whole answer that is read; larger ones pass unread. A million tokens of prompt have 4 MB;
 images in a request are larger."""
@@ -93,7 +95,7 @@ class RecordingMiddleware:
         self._max = max_body_bytes
         self._budgets = budgets
         self._model = model
-        self._hopeless = False
+        self._try_at_s = 0.0  # steady; there is no use in making a recorder before
         self._complaints = Complaints("recording")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,18 +189,23 @@ class RecordingMiddleware:
 
     def _make(self) -> Recording | None:
         if self._recorder is None:
-            if self._hopeless:
+            if time.monotonic() < self._try_at_s:
                 return None
             from ledger.emit.budgets import budgets_from_environment
             from ledger.emit.deployment_file import deployments_from_environment, recorder_of
 
             try:
                 known = deployments_from_environment()
-                self._recorder = made = recorder_of(known)
+                made = recorder_of(known)
+                try:
+                    self._budgets = budgets_from_environment(pseudonym=made.pseudonym)
+                except BaseException:
+                    made.close(0.0)
+                    raise
                 self._model = known.default.model
-                self._budgets = budgets_from_environment(pseudonym=made.pseudonym)
+                self._recorder = made
             except Exception as error:
-                self._hopeless = True
+                self._try_at_s = time.monotonic() + _TRY_AGAIN_S  # a full disk, say, is not full for ever
                 self._complaints.say("there is no recorder, so nothing is recorded", error)
                 return None
             self._asking = dataclasses.replace(
