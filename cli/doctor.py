@@ -30,7 +30,7 @@ def doctor(
     spool_limit_bytes: Limit = 4 << 30,
     json: Json = False,
 ) -> None:
-    """Check spool, keys, ledger, clock and meters as a recorder would find them, and say what to do.
+    """Check spool, keys, ledger, clock, settings, meters as a recorder would find them, and say what to do.
 
     Run it as the user that records, with the same TALLYSTICK_* variables. Exit code 0: all is well, or
     worth a warning only; 1: something is wrong; 2: it could not be checked.

@@ -265,6 +265,34 @@ def _ntp() -> bool | None:
     return {b"yes": True, b"no": False}.get(told)
 
 
+def _settings(_: Case) -> Found:
+    """Files and names in the environment, without which a recorder is not made at all."""
+    from ledger.emit.deployment_file import VARIABLE, read_deployments
+    from ledger.emit.pricing import PriceSource
+    from ledger.energy.meters.find import METERS
+    from ledger.energy.site import VARIABLES, factors_from_environment
+
+    environment = {name: value for name, value in os.environ.items() if value}
+    used = []
+    readers: dict[tuple[str, ...], Callable[[], object]] = {
+        tuple(VARIABLES): lambda: factors_from_environment(environment),
+        ("TALLYSTICK_PRICES",): lambda: PriceSource(environment["TALLYSTICK_PRICES"]),
+        (VARIABLE,): lambda: read_deployments(environment[VARIABLE]),
+    }
+    for names, read in readers.items():
+        told = " and ".join(name for name in names if name in environment)
+        if not told:
+            continue
+        try:
+            read()
+            used.append(told)
+        except TallystickError as error:
+            yield "failed", f"{told} cannot be used: {error.what}", error.remedy or f"mend or unset {told}"
+    if (meter := environment.get("TALLYSTICK_METER", "none")) not in METERS:
+        yield "failed", f"there is no meter called {meter[:40]!r}", f"use one of: {', '.join(METERS)}"
+    yield "ok", f"these settings can be used: {', '.join(used) or 'none is set'}", ""
+
+
 def _meters(_: Case) -> Found:
     from ledger.energy.meters.find import find_meter
 
@@ -337,6 +365,7 @@ CHECKS: dict[str, Callable[[Case], Found]] = {
     "log key": check_log_key,
     "API key": check_api_key,
     "clock": _clock,
+    "settings": _settings,
     "meters": _meters,
     "engines": _engines,
     "native": _native,

@@ -244,3 +244,20 @@ def test_the_support_table_has_the_engines_and_their_versions() -> None:
         least = wanted.split(",")[0].removeprefix(">=")
         of_it = [row for row in rows if name.removesuffix("-cpu").replace("-", " ") in row.replace("-", " ")]
         assert any(least in row for row in of_it), (name, wanted)
+
+
+def test_settings_that_no_recorder_accepts(
+    setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "none is set" in str(findings(setup, "settings", "ok"))
+    (tmp_path / "deployment.toml").write_text('model = "m"\nengine = "vllm"\n')
+    monkeypatch.setenv("TALLYSTICK_DEPLOYMENT", str(tmp_path / "deployment.toml"))
+    monkeypatch.setenv("TALLYSTICK_FACTORS", "Atlantis")
+    monkeypatch.setenv("TALLYSTICK_PRICES", str(tmp_path / "none.json"))
+    monkeypatch.setenv("TALLYSTICK_METER", "gas")
+    told = [each.found for each in findings(setup, "settings")]
+    assert [text.split()[0] for text in told] == ["TALLYSTICK_FACTORS", "TALLYSTICK_PRICES", "there"]
+    assert "TALLYSTICK_DEPLOYMENT" in str(findings(setup, "settings", "ok"))
+    monkeypatch.delenv("TALLYSTICK_FACTORS")
+    monkeypatch.setenv("TALLYSTICK_ELECTRICITY_MAPS_KEY", "k")  # and no zone
+    assert "TALLYSTICK_ELECTRICITY_MAPS_KEY cannot be used" in str(findings(setup, "settings"))

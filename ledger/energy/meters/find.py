@@ -10,7 +10,10 @@ from ledger.energy.meters.counting import NO_ANSWER, AnyMeter, Meter, MeterReset
 from ledger.energy.meters.modelled import ModelledMeter
 from ledger.energy.meters.total import TotalMeter
 
-__all__ = ["Finding", "find_meter", "named_meter"]
+__all__ = ["METERS", "Finding", "find_meter", "named_meter"]
+
+METERS = ("auto", "model", "none")
+"""Names of meters in settings."""
 
 
 @dataclass(frozen=True)
