@@ -62,7 +62,21 @@ class Failing:
             yield
 
 
-def run(spool: Path, failing: Failing) -> None:
+class Dial:
+    """A meter that has counted some more at each reading."""
+
+    name, method, accuracy_milli = "dial", "measured", None
+
+    def __init__(self) -> None:
+        self.first = self.value = 0
+
+    def read(self) -> int:
+        self.value += 997
+        self.first = self.first or self.value
+        return self.value
+
+
+def run(spool: Path, failing: Failing, dial: Dial | None = None) -> None:
     with LedgerDouble() as ledger:
         recorder = Recorder(
             ledger.url,
@@ -73,6 +87,8 @@ def run(spool: Path, failing: Failing) -> None:
             deployment=make_deployment(),
             max_age_s=0.01,
             max_records=4,
+            meter=dial,
+            meter_window_s=0.01,
         )
         ledger.keys[recorder.issuer] = recorder.public_key
         ids = []
@@ -86,13 +102,20 @@ def run(spool: Path, failing: Failing) -> None:
         assert recorder.close(10), recorder.status()
         assert set(ledger.records) == {id for n, id in enumerate(ids) if n % 4 != 1}
         assert ledger.dropped == RECORDS // 4
+        if dial is not None:
+            carried = sum(record.energy.energy_uj for record in ledger.records.values() if record.energy)
+            told = sum(getattr(each.payload, "unattributed_uj", 0) or 0 for each in ledger.statements)
+            assert carried + told == dial.value - dial.first
     assert not [path.name for path in spool.glob("*.statement*")]
     assert not list((spool / "sessions").iterdir())
 
 
-@pytest.mark.parametrize(("count", "done"), [(1, False), (1, True), (3, False), (7, True)])
+@pytest.mark.parametrize(
+    ("count", "done", "metered"),
+    [(1, False, False), (1, True, False), (3, False, False), (3, False, True), (7, True, True)],
+)
 def test_whichever_call_fails_nothing_is_lost_or_doubled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, done: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, done: bool, metered: bool
 ) -> None:
     for name, value in {
         "sealer._FIRST_RETRY_S": 0.002,
@@ -108,6 +131,7 @@ def test_whichever_call_fails_nothing_is_lost_or_doubled(
         run(tmp_path / "whole", whole)
         for first in range(0, whole.made, count):
             code = errno.EIO if done else errno.ENOSPC
-            run(tmp_path / f"{first}", Failing(first, count, code, done=done))
+            dial = Dial() if metered else None
+            run(tmp_path / f"{first}", Failing(first, count, code, done=done), dial)
     finally:
         logging.getLogger("tallystick.emit").setLevel(logging.NOTSET)
