@@ -132,6 +132,7 @@ def proxy(
         raise InvalidError(
             "certificate and key belong together", remedy="give --certificate and --key", code="bad-setting"
         )
+    _check_pem(certificate, key, upstream_ca)
     upstream = checked_upstream(upstream)
     found = Found(None)
     if deployment is not None:
@@ -171,6 +172,28 @@ def proxy(
     )
     if not delivered:
         note("some records wait in the spool: the next start sends them, or `tallystick spool flush`")
+
+
+def _check_pem(certificate: Path | None, key: Path | None, authorities: Path | None) -> None:
+    """Read the PEM files now, where it can be said which of them is wrong."""
+    import ssl
+
+    from ledger.core.errors import InvalidError
+
+    try:
+        if certificate is not None and key is not None:
+            where = f"--certificate {certificate} --key {key}"
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        if authorities is not None:
+            where = f"--upstream-ca {authorities}"
+            ssl.create_default_context(cafile=authorities)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise InvalidError(
+            f"cannot be used: {str(getattr(error, 'strerror', None) or error).lower()}",
+            where=where,
+            remedy="name PEM files that this user may read: a certificate and its own key, without password",
+            code="bad-setting",
+        ) from None
 
 
 def _tell(recorder: Recorder, options: Options, deployment: Deployment, json: bool) -> None:
