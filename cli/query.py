@@ -87,9 +87,10 @@ def query(
     whether the export itself can be believed.
 
     With --json: rows, each with its dimensions and integers. `*_records` count the records that have a
-    figure; a figure that none has is absent. Where corrections changed something: corrected_records, and
-    as_logged with the figures that were others. With --quality: quality, each metric, about, count, mean,
-    least, most, scale (a value is n / 10^scale).
+    figure; a figure that none has is absent. cost_currency: of the cost, null where there are several, whose
+    sum is left out. Where corrections changed something: corrected_records, and as_logged with the figures
+    that were others. With --quality: quality, each metric, about, count, mean, least, most, scale (a value is
+    n / 10^scale).
     """
     from cli.figures import parse_time
     from cli.output import note, print_json
@@ -137,11 +138,6 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
     from cli import figures
     from cli.output import table
 
-    def known(row: Mapping[str, Any], name: str, text: str) -> str:
-        """Mark a figure that not all records have."""
-        having = row.get(f"{name}_records", row["records"])
-        return text if having == row["records"] else f"{text} ({having:,} of {row['records']:,})"
-
     headings = [*by, "records", "in", "out", "energy", "per 1k", "carbon", "per 1k", "water", "cost"]
     headings += ["p50", "p95", "first p50", "first p95"] if percentiles else []
     restated = any("corrected_records" in row for row in rows)
@@ -151,12 +147,12 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
         water = row.get("water_nl")
         line = [*("-" if row[name] is None else str(row[name]) for name in by), figures.count(row["records"])]
         line += [figures.count(row["input_tokens"]), figures.count(row["output_tokens"])]
-        line.append(known(row, "energy_uj", figures.energy(row.get("energy_uj"))))
+        line.append(_known(row, "energy_uj", figures.energy(row.get("energy_uj"))))
         line.append(figures.energy(row.get("energy_uj_per_1k_tokens")))
-        line.append(known(row, "carbon_ng", figures.carbon(row.get("carbon_ng"))))
+        line.append(_known(row, "carbon_ng", figures.carbon(row.get("carbon_ng"))))
         line.append(figures.carbon(row.get("carbon_ng_per_1k_tokens")))
-        line.append("unknown" if water is None else known(row, "water_nl", _water(water)))
-        line.append(known(row, "cost_nano", f"{row['cost_nano'] / 1e9:,.4f}") if "cost_nano" in row else "")
+        line.append("unknown" if water is None else _known(row, "water_nl", _water(water)))
+        line.append(_cost(row))
         if percentiles:
             for name in ("duration_us", "first_token_us"):
                 line += [
@@ -169,7 +165,7 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
             line.append(figures.energy(before["energy_uj"]) if "energy_uj" in before else "")
             line.append(figures.carbon(before["carbon_ng"]) if "carbon_ng" in before else "")
             cost = before.get("cost_nano")
-            line.append("" if cost is None else f"{cost / 1e9:,.4f}")
+            line.append(figures.cost(cost, row.get("cost_currency")))
         lines.append(line)
     table(headings, lines, right=headings[len(by) :])
 
@@ -194,6 +190,20 @@ def _print_quality(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None
         table(headings, lines, right=headings[len(by) + 2 :])
     else:
         note("no quality metrics")
+
+
+def _known(row: Mapping[str, Any], name: str, text: str) -> str:
+    """Mark a figure that not all records have."""
+    having = row.get(f"{name}_records", row["records"])
+    return text if having == row["records"] else f"{text} ({having:,} of {row['records']:,})"
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    from cli import figures
+
+    if "cost_nano" in row:
+        return _known(row, "cost_nano", figures.cost(row["cost_nano"], row["cost_currency"]))
+    return "several currencies" if row.get("cost_currency", "") is None else ""
 
 
 def _water(water_nl: int) -> str:

@@ -144,9 +144,11 @@ def make(
         return
     rows = [(name, str(told[name])) for name in ("directory", "kind", "records", "figures")]
     fields([*rows, *(("gap", text) for text in report.gaps), ("files", ", ".join(sorted(files)))])
+    with_inputs = "" if inputs is None else f" --inputs {inputs}"
+    with_inputs += "" if inputs_key is None else f" --inputs-key {inputs_key}"
     note(
         f"\nNext: tallystick report verify {out} --key {out}/reporter.pub --export {export} "
-        "--log-key LOG.vkey"
+        f"--log-key LOG.vkey{with_inputs}"
     )
 
 

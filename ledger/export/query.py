@@ -94,7 +94,8 @@ FIGURES = (
     "water_nl",
     "cost_nano",
 )
-"""Totalled where a record has them. ``cost_nano`` adds up within one currency only."""
+"""Totalled where a record has them. ``cost_nano`` adds up within one currency only, ``cost_currency``; it is
+null, and the cost absent, where there are several."""
 
 _RANGED = {"energy_uj": ("energy_low_uj", "energy_high_uj"), "carbon_ng": ("carbon_low_ng", "carbon_high_ng")}
 _SUMMED = (*FIGURES, *(bound for bounds in _RANGED.values() for bound in bounds))
@@ -202,7 +203,7 @@ def _sql(question: Question) -> tuple[str, list[Any]]:
         sums += [f"sum(coalesce({low}, {name})) AS {low}", f"sum(coalesce({high}, {name})) AS {high}"]
     for name in _INTENSITIES:
         sums.append(f"sum(input_tokens + output_tokens) FILTER ({name} IS NOT NULL) AS _{name}_tokens")
-    sums.append("count(DISTINCT currency) AS _currencies")
+    sums.append("min(currency) AS _currency, max(currency) AS _other_currency")
     if question.corrected:
         sums.append("count(*) FILTER (corrected) AS corrected_records")
     if question.percentiles:
@@ -260,7 +261,7 @@ def _row(found: dict[str, Any], question: Question) -> dict[str, Any]:
     row["records"] = found["records"]
     for name in ("input_tokens", "output_tokens"):
         row[name] = int(found[name] or 0)
-    mixed = found["_currencies"] > 1
+    currency, mixed = found["_currency"], found["_currency"] != found["_other_currency"]
     for name in FIGURES:
         if found[name] is None or (name == "cost_nano" and mixed):
             continue
@@ -268,6 +269,8 @@ def _row(found: dict[str, Any], question: Question) -> dict[str, Any]:
         for bound in _RANGED.get(name, ()):
             row[bound] = int(found[bound])
         row[f"{name}_records"] = found[f"{name}_records"]
+    if currency is not None:
+        row["cost_currency"] = None if mixed else currency
     for name in _INTENSITIES:
         if name in row:
             row[f"{name}_tokens"] = int(found[f"_{name}_tokens"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.query import _cost
 from ledger.export.query import DIMENSIONS
 from tests.cli.conftest import LedgerFolder, Run, json_of, run_command
 
@@ -42,6 +43,19 @@ def test_the_table_is_for_people(export: Path, run: Run) -> None:
     assert "Wh" in result.stdout
     assert "unknown" in result.stdout  # these records state no carbon
     assert "no records" in run("query", export, "--where", "model=other").stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"cost_nano": 1_500_000_000, "cost_nano_records": 2, "cost_currency": "EUR"}, "1.500000 EUR"),
+        ({"cost_nano": 5_000, "cost_nano_records": 1, "cost_currency": "USD"}, "0.000005 USD (1 of 2)"),
+        ({"cost_currency": None}, "several currencies"),
+        ({}, ""),
+    ],
+)
+def test_a_cost_is_shown_with_its_currency(row: dict[str, object], text: str) -> None:
+    assert _cost({"records": 2, **row}) == text
 
 
 def test_every_dimension_can_be_named(export: Path, run: Run) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from ledger.export.query import Question, ask
 from ledger.export.reports import KINDS, Report
 from ledger.export.reports.document import Figure
 from ledger.export.reports.make import kind_of
@@ -360,6 +361,15 @@ def test_every_figure_with_inputs_equals_a_fold_and_sql(world: World, kind: str)
                 assert (end, folded) == (queried, queried), (name, bound)
         elif found[name].low is not UNSET:  # of a part without ranges
             assert found[name].low == found[name].high == found[name].value
+
+
+def test_costs_of_several_currencies_are_not_added(world: World) -> None:
+    (whole,) = ask(world.folder, Question())
+    assert whole["cost_currency"] is None
+    assert "cost_nano" not in whole
+    for row in ask(world.folder, Question(by=("currency",))):
+        assert row.get("cost_currency") == row["currency"]
+        assert ("cost_nano" in row) is (row["currency"] is not None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
