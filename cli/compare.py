@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,31 +104,57 @@ def _present(value: Any) -> Any:
     return value
 
 
+_READ_AS = {
+    "uJ": (3_600_000, "mWh"),
+    "ng": (10**6, "mg"),
+    "nl": (10**6, "ml"),
+    "us": (1_000, "ms"),
+    "billionths of": (10**9, ""),
+}
+"""How people read a unit: of how many of ours one is made. Programs get ours."""
+_DIGITS = 3
+"""That count, of an estimate."""
+_IN_NAMES = re.compile(r"_(uj|ng|nl|us|nano)(?=_|$)")
+
+
 def _print(found: tuple[Comparison, ...]) -> None:
-    from cli import figures
     from cli.output import table
 
-    def shown(side: Estimate | None, scale: int) -> str:
-        if side is None:
-            return "unknown"
-        text = figures.scaled(side.value, scale)
-        if side.low is None or side.high is None:
-            return text
-        return f"{text} [{figures.scaled(side.low, scale)} to {figures.scaled(side.high, scale)}]"
-
     words = {True: "yes", False: "no", None: "?"}
-    table(
-        ("figure", "a", "b", "b - a", "b / a", "more than chance"),
-        [
-            (
-                each.name,
-                shown(each.a, each.scale),
-                shown(each.b, each.scale),
-                shown(each.difference, each.scale),
-                "" if each.ratio_milli is None else figures.scaled(each.ratio_milli, 3),
-                words[each.distinct],
-            )
-            for each in found
-        ],
-        right=("a", "b", "b - a", "b / a"),
-    )
+    lines = []
+    for each in found:
+        divisor, unit = _unit(each)
+        sides = [_shown(side, each.scale, divisor) for side in (each.a, each.b, each.difference)]
+        ratio = "" if each.ratio_milli is None else f"{each.ratio_milli / 1000:.3f}"
+        lines.append(
+            (_IN_NAMES.sub("", each.name).replace("_", " "), unit, *sides, ratio, words[each.distinct])
+        )
+    right = ("a", "b", "b - a", "b / a")
+    table(("figure", "unit", "a", "b", "b - a", "b / a", "more than chance"), lines, right=right)
+
+
+def _unit(each: Comparison) -> tuple[int, str]:
+    """What a figure is divided by to be read, and its unit then; what it is per is in its name."""
+    unit = each.unit.partition(" per ")[0]
+    for ours, (divisor, theirs) in _READ_AS.items():
+        if unit.startswith(ours):
+            return divisor, f"{theirs}{unit.removeprefix(ours)}".strip()
+    return 1, unit
+
+
+def _shown(side: Estimate | None, scale: int, divisor: int) -> str:
+    from cli import figures
+
+    if side is None:
+        return "unknown"
+
+    def text(value: int) -> str:
+        if divisor == 1 or not value:
+            return figures.scaled(value, scale)
+        exact = value / divisor
+        digits = max(0, _DIGITS - 1 - math.floor(math.log10(abs(exact))))
+        return f"{exact:,.{digits}f}"
+
+    if side.low is None or side.high is None:
+        return text(side.value)
+    return f"{text(side.value)} [{text(side.low)} to {text(side.high)}]"

@@ -159,10 +159,12 @@ def compare(export: Path, a: Question, b: Question) -> Compared:
                     code="not-found",
                 )
         exact = [_ratios(connection, side, row) for side, row in zip(sides, rows, strict=True)]
+        currencies = {row["cost_currency"] for row in rows if row.get("cost_currency") is not None}
         figures = [
-            _compared(name, ratio.unit, 0, exact[0].get(name), exact[1].get(name))
+            _compared(name, _unit(ratio, currencies), 0, exact[0].get(name), exact[1].get(name))
             for name, ratio in FIGURES.items()
             if exact[0].get(name) or exact[1].get(name)
+            if ratio.above != "cost_nano" or len(currencies) == 1
         ]
         marks = [_percentiles(connection, side) for side in sides]
         figures += [
@@ -177,16 +179,23 @@ def compare(export: Path, a: Question, b: Question) -> Compared:
     return Compared(rows[0]["records"], rows[1]["records"], tuple(figures), tuple(_notes(rows, figures)))
 
 
+def _unit(ratio: _Ratio, currencies: set[str]) -> str:
+    return ratio.unit.replace("the currency", min(currencies)) if ratio.above == "cost_nano" else ratio.unit
+
+
 def _notes(rows: list[dict[str, Any]], figures: list[Comparison]) -> list[str]:
     notes = []
     for name, row in zip("ab", rows, strict=True):
         if "corrected_records" in row:
             notes.append(f"side {name}: {row['corrected_records']:,} records are counted as corrected")
-        if "cost_nano" not in row and row.get("cost_nano_records"):
+        if row.get("cost_currency", "") is None:
             notes.append(f"side {name}: costs are in several currencies, and not compared")
         having = row.get("energy_uj_records", 0)
         if having < row["records"]:
             notes.append(f"side {name}: {having:,} of {row['records']:,} records state energy")
+    first, second = (row.get("cost_currency") for row in rows)
+    if first is not None and second is not None and first != second:
+        notes.append(f"costs are in {first} on side a and in {second} on side b, and not compared")
     few = [each for each in figures for side in (each.a, each.b) if side is not None and side.clusters < 30]
     if few:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,4 +81,6 @@ def test_trace_and_query_have_them_too(run: Run, said: LedgerFolder, tmp_path: P
     assert {"energy_uj_per_1k_tokens", "duration_us_p95", "quality accuracy (record)"} <= names
     table = run("compare", export, "--a", "tenant=t-0", "--b", "tenant=t-1")
     assert "more than chance" in table.stdout
+    assert re.search(r"energy per 1k tokens +mWh +[0-9.,]+ ", table.stdout)
+    assert "_uj" not in table.stdout
     assert run("compare", export, "--a", "tenant=t-0", "--b", "tenant=x").exit_code == 2

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from ledger.export.comparison import compare
 from ledger.export.query import Question, ask
 from ledger.export.reports import KINDS, Report
 from ledger.export.reports.document import Figure
@@ -370,6 +371,19 @@ def test_costs_of_several_currencies_are_not_added(world: World) -> None:
     for row in ask(world.folder, Question(by=("currency",))):
         assert row.get("cost_currency") == row["currency"]
         assert ("cost_nano" in row) is (row["currency"] is not None)
+
+
+def test_costs_of_two_currencies_are_not_compared(world: World) -> None:
+    def of(provider: str) -> Question:
+        return Question(where={"provider": [provider]})
+
+    found = compare(world.folder, of("openai"), of("aws"))
+    assert not [each for each in found.figures if each.name.startswith("cost")]
+    assert "costs are in USD on side a and in EUR on side b, and not compared" in found.notes
+    (cost,) = [f for f in compare(world.folder, of("aws"), of("aws")).figures if f.name.startswith("cost")]
+    assert cost.unit == "billionths of EUR per 1,000 tokens"
+    mixed = compare(world.folder, Question(), of("aws"))
+    assert "side a: costs are in several currencies, and not compared" in mixed.notes
 
 
 @pytest.mark.parametrize("kind", KINDS)
