@@ -46,7 +46,7 @@ def write_xlsx(
         InvalidError: no export. UnavailableError: it cannot be written, or XlsxWriter is not installed.
     """
     try:
-        import xlsxwriter
+        import xlsxwriter.exceptions
     except ImportError:
         raise UnavailableError(
             "XlsxWriter is not installed", remedy="pip install 'tallystick[reports]'", code="missing-package"
@@ -66,7 +66,10 @@ def write_xlsx(
             _about(book, export, question)
             summary = _records(book, RecordRows(connection, question), out, progress)
         finally:
-            book.close()
+            try:
+                book.close()
+            except xlsxwriter.exceptions.FileCreateError as error:  # what the system said, wrapped
+                raise OSError(*error.args) from None
     return summary
 
 

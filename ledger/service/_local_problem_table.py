@@ -383,7 +383,8 @@ LOCAL_TABLE: tuple[tuple[str, int, str, str, str], ...] = (
     ),
     (
         "bad-report-scope", 400, "Not the scope of this report",
-        "The report is about one tenant or one record, and the scope names none or several.",
+        "The report is about one tenant or one record, and the scope names none or several; or its period "
+        "ends before it begins.",
         "Name it: `--where tenant=PSEUDONYM` or `--where record=ID`.",
     ),
     (

@@ -145,6 +145,17 @@ def test_a_report_about_one_needs_one(folder: Path, kind: str, where: dict[str, 
     assert caught.value.code == "bad-report-scope"
 
 
+def test_a_period_that_ends_before_it_begins_is_refused(folder: Path) -> None:
+    for to_us in (START_US, START_US - 1):
+        with pytest.raises(InvalidError, match="before it begins"):
+            make_report("sci", folder, scope=Scope(from_us=START_US, to_us=to_us), subject=SUBJECT)
+
+
+def test_a_key_without_an_inputs_file_is_refused(folder: Path) -> None:
+    with pytest.raises(InvalidError, match="no file"):
+        make_report("sci", folder, subject=SUBJECT, inputs_key=generate_key().public)
+
+
 def test_sci_against_a_fold(folder: Path, ledger: Ledger) -> None:
     found = figures(make_report("sci", folder, subject=SUBJECT))
     records = [record for *_, record in ledger.records]

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,15 @@ def test_openpyxl_opens_the_workbook(hostile: tuple[Path, Ledger], tmp_path: Pat
             assert all(cell.data_type != "f" for cell in line)
     assert {f"'{text}" for text in FORMULAS if text.isprintable()} <= {row["model"] for row in rows}
     assert ORIGIN in [cell.value for cell in book["About"]["B"]]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_xlsx])
+def test_a_file_that_cannot_be_written_is_said_to_be(
+    hostile: tuple[Path, Ledger], tmp_path: Path, write: Callable[[Path, Path, Question], object]
+) -> None:
+    export, _ = hostile
+    with pytest.raises(UnavailableError, match="could not be written"):
+        write(export, tmp_path / "away" / "x", Question())
 
 
 def test_sheets_end_at_the_limit(

@@ -125,11 +125,19 @@ def read_inputs(path: Path | None, key: PublicKey | None = None) -> Inputs:
         InvalidError: it is not an inputs file, or not signed by ``key``. CorruptError: it was changed since.
     """
     if path is None:
+        if key is not None:
+            raise InvalidError(
+                "there is a key for an inputs file, and no file",
+                where="inputs",
+                remedy="name the file too, or leave the key out",
+                code="bad-parameter",
+            )
         return Inputs()
-    data = _bytes_of(path, MAX_INPUTS_BYTES)
+    data = _bytes_of(path, "")
     file = _decoded(data, path)
     if key is not None:
-        check_beside(data, _bytes_of(signature_of(path), MAX_INPUTS_BYTES), key, _KIND)
+        remedy = "whoever states the values signs the file: tallystick report sign-inputs"
+        check_beside(data, _bytes_of(signature_of(path), remedy), key, _KIND)
     signed_by = None if key is None else key.kid.hex()
     return Inputs(file.values, file.stated_by, hashlib.sha256(data).hexdigest(), signed_by)
 
@@ -140,7 +148,7 @@ def sign_inputs(path: Path, key: PrivateKey) -> bytes:
     Raises:
         InvalidError: it is not an inputs file.
     """
-    data = _bytes_of(path, MAX_INPUTS_BYTES)
+    data = _bytes_of(path, "")
     return sign_beside(data, key, _KIND, issuer=_decoded(data, path).stated_by)
 
 
@@ -149,14 +157,15 @@ def signature_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.cose")
 
 
-def _bytes_of(path: Path, most: int) -> bytes:
+def _bytes_of(path: Path, remedy: str) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read(MAX_INPUTS_BYTES + 1)
     except OSError as error:
-        raise InvalidError(f"cannot be read: {error.strerror}", where=str(path), code="io") from None
-    if len(data) > most:
-        raise InvalidError(f"has more than {most} bytes", where=str(path), code="bad-inputs")
+        what = f"cannot be read: {error.strerror}"
+        raise InvalidError(what, where=str(path), remedy=remedy, code="io") from None
+    if len(data) > MAX_INPUTS_BYTES:
+        raise InvalidError(f"has more than {MAX_INPUTS_BYTES} bytes", where=str(path), code="bad-inputs")
     return data
 
 

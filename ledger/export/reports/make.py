@@ -89,6 +89,13 @@ def make_report(
     """
     kind = kind_of(name)
     scope = scope or Scope()
+    if isinstance(scope.from_us, int) and isinstance(scope.to_us, int) and scope.from_us >= scope.to_us:
+        raise InvalidError(
+            "the period ends before it begins",
+            where="scope",
+            remedy="give a beginning that is before the end",
+            code="bad-report-scope",
+        )
     given = read_inputs(inputs, inputs_key)
     facts = open_facts(export, scope)
     try:
