@@ -39,7 +39,10 @@ def completeness(
     if json:
         print_json(told.as_dict())
         return
-    columns = ("issuer", "seq", "batches", "records", "dropped", "late", "restated", "erased", "silent for")
+    columns = (
+        "issuer", "seq", "batches", "records", "dropped", "heartbeats", "late", "restated", "erased",
+        "silent for",
+    )  # fmt: skip
     rows = [
         (
             each.issuer,
@@ -47,6 +50,7 @@ def completeness(
             figures.count(each.batches),
             figures.count(each.records),
             figures.count(each.dropped),
+            figures.count(each.heartbeats),
             figures.count(each.late_records),
             figures.count(each.corrected_records),
             figures.count(each.erased_records),

@@ -44,7 +44,8 @@ class IssuerCoverage:
         records: records of the period.
         dropped: records that the issuer says were lost, told in that range.
         heartbeats: signs of life in that range.
-        longest_silence_us: the longest time between two statements of that range, if there are two.
+        longest_silence_us: the longest time without a statement, within the period: from its begin, if the
+            chain is older, to the next statement or its end, if the chain has batches. None: there is none.
         late_records: registered more than an hour after they ended.
         corrected_records: with restated figures.
         erased_records: whose bytes were removed.
@@ -100,7 +101,10 @@ def completeness(export: Path, *, from_us: int | None = None, to_us: int | None 
         manifest = msgspec.json.decode((export / MANIFEST_FILE).read_bytes(), type=Manifest)
         bounds = [from_us if from_us is not None else 0, to_us if to_us is not None else 2**62]
         connection.execute(_STATEMENTS, [*bounds, manifest.origin])  # the log has no records of its own
-        issuers = tuple(_coverage(connection, row, bounds) for row in _fetch(connection, _RANGES))
+        end_us = None if to_us is None else min(to_us, manifest.created_us)
+        issuers = tuple(
+            _coverage(connection, row, bounds, from_us, end_us) for row in _fetch(connection, _RANGES)
+        )
         silent = [row["issuer"] for row in _fetch(connection, _SILENT, [bounds[1]])]
     every = manifest.scope.statements == "all"
     return Completeness(
@@ -143,7 +147,11 @@ SELECT r.issuer, r.first_seq, r.last_seq, count(*) AS statements,
        coalesce(sum(s.dropped), 0) AS dropped,
        count(*) FILTER (s.kind = 'heartbeat') AS heartbeats,
        sum(s.unattributed_uj) AS unattributed_uj,
-       list(s.issued_us ORDER BY s.seq) AS times
+       list(s.issued_us ORDER BY s.seq) AS times,
+       (SELECT max(x.issued_us) FROM s x WHERE x.issuer = r.issuer AND x.seq < r.first_seq) AS before_us,
+       (SELECT min(x.issued_us) FROM s x WHERE x.issuer = r.issuer AND x.seq > r.last_seq) AS after_us,
+       max(greatest(s.issued_us, coalesce(s.last_us, 0))) AS until_us,
+       bool_or(s.kind = 'batch') AS records_anything
 FROM r JOIN s ON s.issuer = r.issuer AND s.seq BETWEEN r.first_seq AND r.last_seq
 GROUP BY ALL ORDER BY r.issuer"""
 
@@ -165,11 +173,14 @@ WHERE e.kind = 'erasure' AND s.issuer = $1 AND s.bears"""
 
 
 def _coverage(
-    connection: duckdb.DuckDBPyConnection, row: dict[str, Any], bounds: list[int]
+    connection: duckdb.DuckDBPyConnection,
+    row: dict[str, Any],
+    bounds: list[int],
+    from_us: int | None,
+    end_us: int | None,
 ) -> IssuerCoverage:
     (records,) = _fetch(connection, _RECORDS, [row["issuer"], *bounds, LATE_US])
     (erased,) = _fetch(connection, _ERASED, [row["issuer"]])
-    times = row["times"]
     return IssuerCoverage(
         issuer=row["issuer"],
         first_seq=row["first_seq"],
@@ -180,12 +191,22 @@ def _coverage(
         records=records["records"],
         dropped=int(row["dropped"]),
         heartbeats=row["heartbeats"],
-        longest_silence_us=max((b - a for a, b in pairwise(times)), default=None),
+        longest_silence_us=max(_silences(row, from_us, end_us), default=None),
         late_records=records["late"],
         corrected_records=records["corrected"],
         erased_records=int(erased["erased"]),
         unattributed_uj=None if row["unattributed_uj"] is None else int(row["unattributed_uj"]),
     )
+
+
+def _silences(row: dict[str, Any], from_us: int | None, end_us: int | None) -> Iterator[int]:
+    """How long each stretch without a statement was, those that reach over the period's ends cut there."""
+    yield from (b - a for a, b in pairwise(row["times"]))
+    before_us, after_us, until_us = row["before_us"], row["after_us"], row["until_us"]
+    if from_us is not None and before_us is not None:
+        yield row["times"][0] - max(before_us, from_us)
+    if end_us is not None and (after_us is not None or row["records_anything"]):
+        yield (end_us if after_us is None else min(after_us, end_us)) - until_us
 
 
 def _missing(seqs: list[int]) -> list[tuple[int, int]]:

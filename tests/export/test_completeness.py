@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from msgspec import UNSET
 
-from ledger.export.completeness import completeness
+from ledger.export.completeness import _silences, completeness
 from ledger.export.parquet import ExportSummary, export_parquet
 from tests.build import START_US
-from tests.export.conftest import DAY_US, Ledger
+from tests.export.conftest import CREATED_US, DAY_US, Ledger
 
 
 def test_the_whole_ledger(export: ExportSummary, ledger: Ledger) -> None:
@@ -33,6 +34,44 @@ def test_a_period(export: ExportSummary, ledger: Ledger) -> None:
     expected = Counter(i for *_, i, r in ledger.records if from_us <= r.started_us < to_us)
     assert Counter({each.issuer: each.records for each in told.issuers if each.records}) == expected
     assert all(each.first_seq > 0 for each in told.issuers if each.batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "from_us", "end_us", "silences"),
+    [
+        ({}, None, None, [10, 5]),
+        ({}, None, 90, [10, 5, 55]),  # it stopped, and the period goes on
+        ({"after_us": 80}, None, 90, [10, 5, 45]),
+        ({"after_us": 99}, None, 90, [10, 5, 55]),
+        ({"until_us": 60}, None, 90, [10, 5, 30]),  # records of later than the last statement was made
+        ({"records_anything": False}, None, 90, [10, 5]),  # who evaluates gives no signs of life
+        ({"before_us": 3}, 8, None, [10, 5, 12]),
+        ({"before_us": 11}, 8, None, [10, 5, 9]),
+        ({"before_us": 3}, None, None, [10, 5]),
+    ],
+)
+def test_silences_reach_to_the_ends_of_the_period(
+    changes: dict[str, object], from_us: int | None, end_us: int | None, silences: list[int]
+) -> None:
+    row = {
+        "times": [20, 30, 35],
+        "before_us": None,
+        "after_us": None,
+        "until_us": 35,
+        "records_anything": True,
+    }
+    assert list(_silences(row | changes, from_us, end_us)) == silences
+
+
+def test_an_issuer_that_stopped_is_told(export: ExportSummary) -> None:
+    """Chains end long before the export was made: within a period that goes on, that is a silence."""
+    told = completeness(Path(export.directory), from_us=START_US, to_us=CREATED_US + DAY_US)
+    silent = [gap for gap in told.gaps if "without a sign of life" in gap]
+    assert len(silent) == sum(1 for each in told.issuers if each.batches) > 0
+    for each in told.issuers:
+        if each.batches:
+            assert each.longest_silence_us is not None
+            assert 0 < each.longest_silence_us < CREATED_US - START_US
 
 
 def test_late_records_are_counted(export: ExportSummary, ledger: Ledger) -> None:

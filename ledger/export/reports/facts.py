@@ -169,7 +169,8 @@ class Facts:
         """What the export has of each issuer's chain, in words."""
         return tuple(
             f"{each.issuer}: statements {each.first_seq} to {each.last_seq}, {each.batches:,} batches, "
-            f"{each.records:,} records, {each.dropped:,} dropped, {each.late_records:,} late, "
+            f"{each.records:,} records, {each.dropped:,} dropped, {each.heartbeats:,} heartbeats, "
+            f"{each.late_records:,} late, "
             f"{each.corrected_records:,} restated, {each.erased_records:,} erased"
             for each in self.told().issuers
         )
