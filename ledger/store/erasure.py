@@ -9,6 +9,7 @@ of the bytes that it still has in pages it no longer uses.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,7 @@ _AT_ONCE = 64
 """Statements that wait together: one transaction takes them all."""
 _LOCK_WAIT_MS = 30_000
 _PURGE_TRIES = 5
-_REWRITTEN = ("statement", "record_index", "batch_slice", "rollup", "budget_alert")
+_REWRITTEN = ("statement", "record_index", "batch_slice", "rollup", "budget_alert", "api_key", "invite")
 
 
 @dataclass(frozen=True)
@@ -371,9 +372,9 @@ def _purge_postgres(store: Store) -> None:
             for name in _REWRITTEN:
                 # FULL: a plain one leaves the bytes where they are until something else needs the room.
                 # ANALYZE: the planner's statistics keep values, whole blocks of records among them.
-                connection.exec_driver_sql(f"VACUUM (FULL, ANALYZE) {name}")
+                _vacuum(connection, "FULL, ANALYZE", name)
             # The statistics that these replaced. A database's owner may do so.
-            connection.exec_driver_sql("VACUUM (FULL) pg_catalog.pg_statistic")
+            _vacuum(connection, "FULL", "pg_catalog.pg_statistic")
             allowed = connection.exec_driver_sql(
                 "SELECT rolsuper OR pg_has_role(current_user, 'pg_checkpoint', 'MEMBER') "
                 "FROM pg_roles WHERE rolname = current_user"
@@ -382,6 +383,33 @@ def _purge_postgres(store: Store) -> None:
                 connection.exec_driver_sql("CHECKPOINT")  # the old files are unlinked then
         finally:
             connection.exec_driver_sql("RESET lock_timeout")
+
+
+def _vacuum(connection: Connection, options: str, name: str) -> None:
+    """Write a table anew without its dead rows.
+
+    Raises:
+        UnavailableError: ``not-purged``: a transaction that began before they died still may see them.
+    """
+    dead: list[int] = []
+
+    def heed(told: Any) -> None:
+        # "2 dead row versions cannot be removed yet.", in the server's language.
+        if (number := re.search("[0-9]+", told.message_detail or "")) is not None:
+            dead.append(int(number[0]))
+
+    driver: Any = connection.connection.driver_connection
+    driver.add_notice_handler(heed)
+    try:
+        for tried in range(_PURGE_TRIES):
+            dead.clear()
+            connection.exec_driver_sql(f"VACUUM ({options}, VERBOSE) {name}")
+            if not dead or not dead[0]:
+                return
+            time.sleep(0.2 * (tried + 1))
+    finally:
+        driver.remove_notice_handler(heed)
+    raise _not_purged(f"a transaction is older than what was erased from {name}")
 
 
 def _not_purged(why: str) -> UnavailableError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -16,12 +17,13 @@ from ledger.service.auth import list_api_keys
 from ledger.store import queries
 from ledger.store.acts import acts
 from ledger.store.enrolment import new_invite
+from ledger.store.erasure import purge
 from ledger.store.holds import place_hold
 from ledger.store.retention import EVERYBODY, LEAST_DAYS, Policy, policies, remove_policy, run, set_policy
 from tests.build import ORIGIN, START_US
 from tests.cli.conftest import json_of, run_command
 from tests.security.conftest import World
-from tests.security.test_erasure import check
+from tests.security.test_erasure import check, files_with
 
 DAY_S = 86_400
 
@@ -106,8 +108,7 @@ def test_policies_are_replaced_and_removed(sqlite_world: World) -> None:
         assert [act.action for act in acts(connection)][-3:] == ["retention.set"] * 2 + ["retention.remove"]
 
 
-def test_old_credentials_go(sqlite_world: World) -> None:
-    world = sqlite_world
+def test_old_credentials_go(world: World) -> None:
     gone = grant_api_key(world.sequencer, "Jane Doe", ["read"])
     grant_api_key(world.sequencer, "in force", ["read"])
     withdraw_api_key(world.sequencer, gone.split("_")[1])
@@ -118,6 +119,8 @@ def test_old_credentials_go(sqlite_world: World) -> None:
     assert [each.credentials for each in run(world.store, world.sequencer, now_s=later_s)] == [2]
     assert [each.label for each in list_api_keys(world.store)] == ["in force"]
     assert world.scalar("SELECT count(*) FROM invite") == 0
+    purge(world.store)
+    assert files_with(world.files, [hashlib.sha256(gone.encode()).digest()]) == {}
     assert check(world).verdict == "sound"
 
 
