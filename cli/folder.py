@@ -60,6 +60,21 @@ class Folder:
         path = Path(named) if named else self.path / _POLICY_FILE
         return path if named or path.is_file() else None
 
+    def waits_for_quorum(self) -> bool:
+        """Whether nothing is published before a quorum of witnesses cosigned it, as the service is told.
+
+        Raises:
+            InvalidError: the policy, or a setting of the service, is not usable.
+        """
+        if self.policy is None:
+            return False
+        from ledger.core.policy import NONE
+        from ledger.service.settings import settings_from_environment
+        from ledger.service.witnessing import load_policy
+
+        at_once = settings_from_environment().publish_unwitnessed
+        return not at_once and load_policy(self.policy).quorum != NONE
+
     def open(self) -> Store:
         """Open the database."""
         from ledger.store import open_store

@@ -42,7 +42,8 @@ def publish(
     Any web server or CDN before it answers all reads of the tree. Only what is new is written, the checkpoint
     last; partial tiles are removed once they are full. Credentials and endpoint come from the environment
     (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...). It refuses where a larger tree, or
-    another one, is published already. One publisher at a time for each destination.
+    another one, is published already. One publisher at a time for each destination. A log with witnesses
+    (`witnesses.policy` in DIR) publishes the newest checkpoint that their quorum cosigned, as it serves it.
 
     With --json, a line for each time: destination, origin, before, size, written, removed.
     """
@@ -59,13 +60,13 @@ def publish(
 
     folder = open_folder(directory)
     keys = parse_log_keys(folder.vkey.read_text(encoding="utf-8"))
-    to = open_destination(destination)
+    to, quorum = open_destination(destination), folder.waits_for_quorum()
     store = folder.open()
     try:
         while True:
             try:
                 with progress("objects") as report:
-                    made = publish_tree(store, to, keys, report, everything=everything)
+                    made = publish_tree(store, to, keys, report, everything=everything, quorum=quorum)
             except UnavailableError as error:
                 if every is None:
                     raise

@@ -24,7 +24,7 @@ from ledger.core.tiles import (
     tile_widths,
 )
 from ledger.store import Store, queries
-from ledger.store.witnessed import witnessed_at
+from ledger.store.witnessed import newest_witnessed, witnessed_at
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -90,6 +90,7 @@ def publish_tree(
     progress: Callable[[int, int], None] | None = None,
     *,
     everything: bool = False,
+    quorum: bool = False,
 ) -> Published:
     """Bring ``destination`` up to the log's newest checkpoint.
 
@@ -102,23 +103,27 @@ def publish_tree(
         log_keys: the log's verifier keys.
         progress: is told objects done, and of how many.
         everything: write all tiles again, also those that should be there.
+        quorum: publish the newest checkpoint that a quorum of the log's witnesses cosigned, as its service
+            does; what was published is never taken back.
 
     Raises:
         RefusedError: a larger tree was published: this database is an older copy. CorruptError: another
-            history was published. UnavailableError: the object store does not answer.
+            history was published. UnavailableError: the object store does not answer, or no quorum has
+            cosigned anything yet (``witness-unavailable``).
     """
     from obstore.exceptions import BaseError
 
     try:
         with store.read() as connection:
             head = queries.log_head(connection)
-            cosigned = witnessed_at(connection, head.size)
-            note = head.checkpoint if cosigned is None else cosigned.note
+            size, note = _chosen(connection, head, quorum)
             reader = TileReader(queries.tile_fetcher(connection), head.size)
             before = _published(destination, log_keys)
             _check_extends(before, head.size, reader)
             old = 0 if before is None else before.size
-            refs = list(_new(0 if everything else old, head.size))
+            if old > size:
+                return Published(head.origin, old, old, 0, 0)
+            refs = list(_new(0 if everything else old, size))
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for at in range(0, len(refs), _GROUP):
                     group = [(ref.path, _content(connection, ref)) for ref in refs[at : at + _GROUP]]
@@ -126,7 +131,7 @@ def publish_tree(
                     if progress is not None:
                         progress(at + len(group), len(refs) + 1)
             _put(destination, CHECKPOINT, note.encode(), "no-cache")
-        removed = _remove_partials(destination, old, head.size)
+        removed = _remove_partials(destination, old, size)
     except BaseError as error:
         raise UnavailableError(
             f"the object store refused or did not answer: {str(error).splitlines()[0]}",
@@ -136,7 +141,22 @@ def publish_tree(
         ) from None
     if progress is not None:
         progress(len(refs) + 1, len(refs) + 1)
-    return Published(head.origin, old, head.size, len(refs) + 1, removed)
+    return Published(head.origin, old, size, len(refs) + 1, removed)
+
+
+def _chosen(connection: Connection, head: queries.Head, quorum: bool) -> tuple[int, str]:
+    """Size and note of the checkpoint to publish."""
+    cosigned = newest_witnessed(connection) if quorum else witnessed_at(connection, head.size)
+    if cosigned is not None:
+        return cosigned.size, cosigned.note
+    if quorum:
+        raise UnavailableError(
+            "no quorum of witnesses has cosigned a checkpoint yet",
+            where=head.origin,
+            remedy="see that the service runs and reaches its witnesses, then try again",
+            code="witness-unavailable",
+        )
+    return head.size, head.checkpoint
 
 
 def _published(destination: ObjectStore, log_keys: LogKeys) -> Checkpoint | None:

@@ -22,6 +22,7 @@ from ledger.core.tiles import TileReader, decode_bundle, entries_path, tile_path
 from ledger.export.publish import _new, open_destination, publish_tree
 from ledger.store import Sequencer, migrate, open_store, queries
 from ledger.store.append import create_log
+from ledger.store.witnessed import add_cosignatures
 from tests.build import ORIGIN, Issuer, make_deployment
 from tests.databases import copy_database
 from tests.store.conftest import World
@@ -99,6 +100,26 @@ def test_what_is_lost_is_written_again(world: World, tmp_path: Path) -> None:
     (tmp_path / "www" / tile_path(0, 0, size)).unlink()
     publish_tree(world.store, destination, keys(world), everything=True)
     check_published(world, destination, size)
+
+
+def test_what_no_quorum_cosigned_waits(world: World, tmp_path: Path) -> None:
+    destination = open_destination(str(tmp_path / "www"))
+    with pytest.raises(UnavailableError, match="no quorum"):
+        publish_tree(world.store, destination, keys(world), quorum=True)
+    grow(world, 5)
+    with world.store.write() as connection:
+        note = queries.log_head(connection).checkpoint.encode()
+        add_cosignatures(connection, 5, note, (), lambda _: True, 1)
+    grow(world, 9)
+    with world.store.write() as connection:
+        note = queries.log_head(connection).checkpoint.encode()
+        add_cosignatures(connection, 9, note, (), lambda _: False, 2)
+    assert publish_tree(world.store, destination, keys(world), quorum=True).size == 5
+    check_published(world, destination, 5)
+    assert publish_tree(world.store, destination, keys(world)).size == 9
+    again = publish_tree(world.store, destination, keys(world), quorum=True)  # what is out is not taken back
+    assert (again.before, again.size, again.written) == (9, 9, 0)
+    check_published(world, destination, 9)
 
 
 def test_an_older_copy_is_not_published(world: World, tmp_path: Path) -> None:
