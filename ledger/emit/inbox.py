@@ -58,8 +58,8 @@ class Inbox:
     """Where serving threads leave reports. Belongs to one process; a forked child makes its own."""
 
     __slots__ = (
-        *("_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "overflowed", "queue", "wake"),
-    )
+        "_lock", "barriers", "cold", "dropped", "idle", "ids", "marks", "overflowed", "queue", "wake",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.queue: deque[Any] = deque()  # reports as plain tuples, and barriers
