@@ -54,7 +54,7 @@ def init_folder(directory: Path, origin: str) -> dict[str, str | int]:
     from ledger.core.errors import RefusedError
     from ledger.core.statements import check_issuer_id
 
-    check_issuer_id(origin)
+    check_issuer_id(origin, what="origin")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RefusedError(
             "exists already", where=str(directory), remedy="name another folder, or empty it", code="exists"

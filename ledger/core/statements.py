@@ -273,11 +273,11 @@ class SignedStatement:
         return str(self.payload.__struct_config__.tag)
 
 
-def check_issuer_id(issuer: str) -> str:
+def check_issuer_id(issuer: str, *, what: str = "issuer name") -> str:
     """Return ``issuer`` if it is a usable name: a scheme-less URL such as ``gpu-7.example.com/vllm``."""
     if _ISSUER(issuer) is None:
         raise InvalidError(
-            f"issuer name {issuer[:80]!r} is not usable",
+            f"{what} {issuer[:80]!r} is not usable",
             remedy="use a scheme-less URL: letters, digits and . _ ~ : / - , at most 255 characters",
             code="bad-issuer-name",
         )

@@ -72,7 +72,7 @@ def create_log(store: Store, log_key: Signer, origin: str) -> None:
     Raises:
         RefusedError: the store has a log already.
     """
-    check_issuer_id(origin)
+    check_issuer_id(origin, what="origin")
     log_verifier_key(origin, log_key.public)
     with store.write() as connection:
         if connection.execute(select(table(LogHead))).one_or_none() is not None:

@@ -34,7 +34,9 @@ def test_init_refuses_a_folder_with_something_in_it(tmp_path: Path, run: Run) ->
 
 @pytest.mark.parametrize("origin", ["", "two words", "x" * 300])
 def test_init_refuses_a_bad_origin_and_leaves_nothing(tmp_path: Path, run: Run, origin: str) -> None:
-    assert run("init", tmp_path / "d", "--origin", origin).exit_code == 2
+    result = run("init", tmp_path / "d", "--origin", origin)
+    assert result.exit_code == 2
+    assert "error: origin" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
