@@ -45,6 +45,8 @@ _MANY_MARKS = 4096
 """Beginnings that may wait for the sealer before it is woken for their sake."""
 _SEAL, _SEND, _METER = "tallystick-seal", "tallystick-send", "tallystick-meter"
 _MIN_WINDOW_S = 0.01
+_SEAL_AT_LEAST_S = 1.0
+"""What is in memory is lost if it is not sealed, so sealing has so long though ``close`` may have less."""
 
 
 @dataclass(frozen=True)
@@ -437,7 +439,8 @@ class Recorder:
     def close(self, timeout_s: float = 10.0) -> bool:
         """Seal and send what is left, and stop. True if the ledger has it all (without a ledger: the disk).
 
-        What was not sent waits in the spool for the next process; ``record`` drops from here on.
+        What was not sent waits in the spool for the next process; ``record`` drops from here on. What the
+        disk does not take in time, a second at least, is counted as dropped.
         """
         deadline = time.monotonic() + timeout_s
         with self._start_lock:
@@ -447,8 +450,9 @@ class Recorder:
         lifetime.unwatch(self)
         if self._metering is not None:
             self._metering.end()
-        self._sealer.close(deadline)
-        sealed = self._end(_SEAL, self._sealer.run, deadline) and not self._inbox.queue
+        seal_by = max(deadline, time.monotonic() + _SEAL_AT_LEAST_S)
+        self._sealer.close(seal_by)
+        sealed = self._end(_SEAL, self._sealer.run, seal_by) and not self._inbox.queue
         if self._metering is not None:
             self._metering.close()
             self._end(_METER, lambda: None, deadline)

@@ -380,6 +380,16 @@ def test_close_twice_and_record_afterwards(make_recorder: MakeRecorder, spool_di
     assert [each.count for each in batches(spool_dir)] == [1]
 
 
+def test_a_close_without_time_seals_what_is_in_memory(make_recorder: MakeRecorder, spool_dir: Path) -> None:
+    """As at the interpreter's exit, where another recorder has used up the time."""
+    recorder = make_recorder(max_age_s=60.0)
+    for _ in range(500):
+        recorder.record(**report())
+    assert recorder.close(0.0)
+    assert sum(each.count for each in batches(spool_dir)) == 500
+    assert told(spool_dir) == 0
+
+
 def test_an_unused_recorder_leaves_nothing(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     recorder = make_recorder()
     assert recorder.sync()
