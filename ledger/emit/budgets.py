@@ -43,6 +43,8 @@ _CONNECT_S, _TOTAL_S = 1.0, 2.0
 """A request waits this long for the ledger, and no longer."""
 _PAUSE_S = 5.0
 """How long a ledger that did not answer is not asked."""
+_UNFIT = (400, 413, 422)
+"""What the ledger answers to a question that is none, as a client's own words may make it."""
 _RETRY_S = 5
 _CONNECTIONS = 8
 _MAX_BYTES = 256 * 1024
@@ -175,6 +177,8 @@ class Budgets:
                     ),
                 )
             )
+        except InvalidError as error:  # of this request: the others are asked for as before
+            return self._unreachable(str(error))
         except Exception as error:
             self._pause_until = time.monotonic() + _PAUSE_S
             return self._unreachable(str(error))
@@ -222,6 +226,8 @@ class Budgets:
         return answer.status, answer.body
 
     def _judge(self, status: int, body: bytes) -> BudgetRefusal | None:
+        if status in _UNFIT:
+            raise InvalidError(f"it answered {status}: {body[:200]!r}", code="schema")
         if status != 200:
             raise ConnectionError(f"it answered {status}: {body[:200]!r}")
         found = msgspec.json.decode(body)
@@ -262,8 +268,13 @@ def _check(
     wanted: dict[str, Any] = {"tokens": tokens}
     if cost_nano is not None and currency is not None:
         wanted |= {"cost_nano": cost_nano, "currency": currency}
-    body: dict[str, Any] = {"record": record, "model": (model or "")[:256], "estimate": wanted}
+    body: dict[str, Any] = {"record": record, "model": _named(model), "estimate": wanted}
     return body if tenant is None else body | {"tenant": tenant}
+
+
+def _named(model: str | None) -> str:
+    """As the ledger takes it: a client may name anything."""
+    return (model or "").replace("\0", "").encode(errors="replace").decode()[:256]
 
 
 def tokens_in(text: str) -> int:

@@ -230,6 +230,24 @@ def test_a_ledger_that_is_away_is_not_asked_by_each_request() -> None:
         hold.set()
 
 
+def test_a_question_that_is_none_stops_no_other(service: RealService) -> None:
+    """A client that names a model of its own making must not have the others pass unasked."""
+    allowed = b'{"allowed": true}'
+    answers = [
+        b"HTTP/1.1 %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (status, len(body), body)
+        for status, body in ((b"422 Unprocessable Content", b"{}"), (b"200 OK", allowed))
+    ]
+    with answering(*answers) as (url, asked):
+        budgets = Budgets(url, None, when_unreachable="closed")
+        assert budgets.reserve("r-1", model="odd") is not None
+        assert budgets.reserve("r-2", model="m") is None
+        assert len(asked) == 2
+        budgets.close()
+    real = Budgets(service.url, service.admin_key, when_unreachable="closed")
+    assert real.reserve("01890a5d-ac96-774b-bcce-b302099a8057", model="m\0\udcff", input_tokens=1) is None
+    real.close()
+
+
 @pytest.mark.parametrize("body", [b"[]", b'{"allowed": 1}', b'{"allowed": "no"}', b"\xff", b"{" * 10_000])
 def test_odd_decisions_are_none(body: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)

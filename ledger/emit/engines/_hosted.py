@@ -150,7 +150,9 @@ def _without(provider: str, model: str | None) -> str | None:
 
 
 def _name(text: str | None) -> str | UnsetType:
-    return UNSET if not text else text.encode(errors="replace").decode()[:_MAX_NAME]
+    """As records can have it: Unicode, and without U+0000."""
+    kept = "" if text is None else text.replace("\0", "").encode(errors="replace").decode()[:_MAX_NAME]
+    return kept or UNSET
 
 
 def _slug(text: str | None) -> str | None:
