@@ -20,7 +20,7 @@ from ledger.core.records import Adapter, Deployment, Energy, Speculative, Usage,
 from ledger.core.statements import FactorsStatement
 from ledger.emit.deployment_file import Deployments, decode_deployments, read_deployments, recorder_of
 from ledger.emit.engines import sglang, tgi
-from ledger.emit.engines._openai import read_answer
+from ledger.emit.engines._openai import model_name, read_answer
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._routes import wire_of
 from ledger.emit.engines._wire import Asking, hide, with_additions
@@ -370,6 +370,21 @@ def test_sglang_of_two_ages_and_tgi_are_found():
             assert detect(url).deployments.default.engine == "sglang"
     with telling(info={"model_id": "m", "router": "text-generation-router", "version": "3.3.7"}) as url:
         assert detect(url).deployments.default.engine == "tgi"
+
+
+def test_where_a_model_lies_is_nobodys_business():
+    """Deployments are published in the log."""
+    rows = [{"id": "/srv/secret-project/llama/", "owned_by": "vllm"}]
+    told = [
+        {"v1_models": {"data": rows}, "version": {"version": "0.32.0"}},
+        {"server_info": {"model_path": "/srv/secret-project/llama", "tp_size": 1}},
+        {"info": {"model_id": "./secret-project/llama", "router": "text-generation-router"}},
+    ]
+    for paths in told:
+        with telling(**paths) as url:
+            assert detect(url).deployments.default.model == "llama"
+    assert model_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+    assert [model_name(each) for each in ("/", "", None, 7)] == [None] * 4
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ __all__ = [
     "is_count",
     "kind_of",
     "mapping",
+    "model_name",
     "prompt_text",
     "read_answer",
     "read_json",
@@ -235,6 +236,14 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def model_name(value: Any) -> str | None:
+    """The name of a model; of a path only the last part, since where it lies is nobody's business."""
+    name = text_or_none(value)
+    if name is not None and name.startswith(("/", ".", "~")):
+        name = name.rstrip("/").rpartition("/")[2]
+    return name or None
 
 
 def is_count(value: Any) -> TypeGuard[int]:

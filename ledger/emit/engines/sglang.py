@@ -24,6 +24,7 @@ from ledger.emit.engines._openai import (
     are_ids,
     is_count,
     mapping,
+    model_name,
     read_request,
     text_or_none,
 )
@@ -35,7 +36,7 @@ __all__ = ["deployment_of", "wire_of"]
 
 def deployment_of(info: Mapping[str, Any]) -> Deployment | None:
     """The deployment that ``GET /server_info`` tells of; None if it is not SGLang's."""
-    model = text_or_none(info.get("served_model_name")) or text_or_none(info.get("model_path"))
+    model = model_name(info.get("served_model_name")) or model_name(info.get("model_path"))
     if model is None or "tp_size" not in info:
         return None
     algorithm = text_or_none(info.get("speculative_algorithm"))
@@ -52,7 +53,7 @@ def deployment_of(info: Mapping[str, Any]) -> Deployment | None:
         if algorithm is None
         else Speculative(
             method=algorithm.lower(),
-            model=text_or_none(info.get("speculative_draft_model_path")) or UNSET,
+            model=model_name(info.get("speculative_draft_model_path")) or UNSET,
             tokens=tokens if is_count(tokens) else UNSET,
         ),
         tensor_parallel=tensor if is_count(tensor) else UNSET,

@@ -20,7 +20,7 @@ from typing import Any
 from msgspec import UNSET
 
 from ledger.core.records import Deployment, Usage, Weights
-from ledger.emit.engines._openai import Body, Request, is_count, mapping, text_or_none
+from ledger.emit.engines._openai import Body, Request, is_count, mapping, model_name, text_or_none
 from ledger.emit.engines._openai_answer import Answer, Choice
 from ledger.emit.engines._wire import Added, Asking, Wire
 
@@ -32,7 +32,7 @@ _COMMIT_CHARS = 40
 
 def deployment_of(info: Mapping[str, Any]) -> Deployment | None:
     """The deployment that ``GET /info`` tells of; None if it is not TGI's."""
-    model, router = text_or_none(info.get("model_id")), text_or_none(info.get("router"))
+    model, router = model_name(info.get("model_id")), text_or_none(info.get("router"))
     if model is None or not (router or "").startswith("text-generation-router"):
         return None
     sha = text_or_none(info.get("model_sha"))

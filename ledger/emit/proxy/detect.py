@@ -21,7 +21,7 @@ from ledger.core.records import Adapter, Deployment
 from ledger.emit.compose import checked_deployment
 from ledger.emit.deployment_file import Deployments
 from ledger.emit.engines import llama_server, sglang, tgi
-from ledger.emit.engines._openai import Body, mapping, read_json, text_or_none
+from ledger.emit.engines._openai import Body, mapping, model_name, read_json, text_or_none
 
 __all__ = ["Found", "detect", "overridden"]
 
@@ -126,7 +126,8 @@ def _vllm(models: Mapping[str, Any], version: Mapping[str, Any]) -> Deployment |
     said = text_or_none(version.get("version"))
     if not rows or said is None or rows[0].get("owned_by") != "vllm":
         return None
-    return Deployment(model=str(rows[0]["id"]), engine="vllm", engine_version=said)
+    model = model_name(rows[0]["id"]) or "unknown"
+    return Deployment(model=model, engine="vllm", engine_version=said)
 
 
 def _named(known: Deployment, models: Mapping[str, Any]) -> Deployments:
