@@ -177,8 +177,11 @@ def iceberg(
     With --json: warehouse, records, added_records, added_files, added_statements, tree_size, metadata (the
     file that engines open).
     """
+    import logging
+
     from ledger.export.iceberg import write_iceberg
 
+    logging.getLogger("pyiceberg").setLevel(logging.ERROR)  # it warns that lists have no statistics
     _show(write_iceberg(export, warehouse), warehouse, json)
 
 
