@@ -11,7 +11,6 @@ from cli.options import Directory, Json
 
 if TYPE_CHECKING:
     from cli.folder import Folder
-    from ledger.core.note import VerifierKey
 
 __all__ = ["BACKUP_EXAMPLES", "RESTORE_EXAMPLES", "backup", "restore"]
 
@@ -44,13 +43,13 @@ def backup(
     from cli.output import note, print_json
     from cli.progress import progress
     from ledger.export.backup import make_backup
-    from ledger.keyfiles import load_private_key
+    from ledger.signers import load_signer
 
     folder = open_folder(directory)
     store = folder.open()
     try:
         with progress("rows") as report:
-            made = make_backup(store, load_private_key(folder.log_key), out, report)
+            made = make_backup(store, load_signer(folder.log_key), out, report)
     finally:
         store.close()
     rows, size = sum(each.rows for each in made.tables), sum(each.bytes for each in made.tables)
@@ -138,28 +137,27 @@ def _fill(
 ) -> tuple[str, int]:
     from cli.folder import ask_witnesses
     from cli.progress import progress
-    from ledger.core.log_keys import log_verifier_key
     from ledger.core.note import format_vkey
     from ledger.export.backup import open_backup
     from ledger.export.restore import restore_backup
-    from ledger.keyfiles import load_private_key, save_private_key
+    from ledger.keyfiles import read_private, write_private
+    from ledger.signers import load_signer
     from ledger.store.log_keys import log_verifier_keys
 
-    key = load_private_key(log_key)
+    key = load_signer(log_key)
     backup = open_backup(source, key.public)
-    verifier: VerifierKey = log_verifier_key(backup.origin, key.public)
     notes = [(str(path), path.read_bytes()) for path in kept]
     store = folder.open()
     try:
         with progress("rows") as report:
-            restore_backup(source, store, key=key.public, log_keys=verifier, kept=notes, progress=report)
+            restore_backup(source, store, key=key.public, kept=notes, progress=report)
         with store.read() as connection:
             vkeys = [format_vkey(each) for each in log_verifier_keys(connection)]
         if policy is not None:
             ask_witnesses(store, policy, strict=True)
     finally:
         store.close()
-    save_private_key(folder.log_key, key)
+    write_private(folder.log_key, read_private(log_key))
     folder.vkey.write_text("".join(f"{each}\n" for each in vkeys), encoding="utf-8")
     folder.published.write_text(backup.checkpoint, encoding="utf-8")
     return backup.origin, backup.tree_size

@@ -88,14 +88,14 @@ def check(directory: Directory, json: Json = False) -> None:
     """
     from cli.folder import open_folder
     from cli.output import fields, note, print_json
-    from ledger.core.note import parse_vkey
+    from ledger.core.log_keys import parse_log_keys
     from ledger.store.startup import check_database
 
     folder = open_folder(directory)
-    key = parse_vkey(folder.vkey.read_text(encoding="utf-8").strip())
+    keys = parse_log_keys(folder.vkey.read_text(encoding="utf-8"))
     store = folder.open()
     try:
-        size, findings = check_database(store, key, folder.published)
+        size, findings = check_database(store, keys, folder.published)
     finally:
         store.close()
     if json:

@@ -67,7 +67,7 @@ def parquet(
     from cli.output import fields, note, print_json
     from cli.progress import progress
     from ledger.export.parquet import export_parquet
-    from ledger.keyfiles import load_private_key
+    from ledger.signers import load_signer
 
     folder = open_folder(directory)
     store = folder.open()
@@ -76,7 +76,7 @@ def parquet(
             summary = export_parquet(
                 store,
                 out,
-                log_key=load_private_key(folder.log_key),
+                log_key=load_signer(folder.log_key),
                 from_us=figures.parse_time(from_, "--from"),
                 to_us=figures.parse_time(to, "--to"),
                 every_statement=every_statement,

@@ -62,7 +62,7 @@ def bundle(
     from cli.output import fields, note, print_json
     from cli.progress import progress
     from ledger.export.settlement import make_settlement
-    from ledger.keyfiles import load_private_key
+    from ledger.signers import load_signer
 
     salts = None
     if spool is not None:
@@ -76,7 +76,7 @@ def bundle(
             summary = make_settlement(
                 store,
                 out,
-                log_key=load_private_key(folder.log_key),
+                log_key=load_signer(folder.log_key),
                 tenant=tenant,
                 from_us=figures.parse_time(from_, "--from"),
                 to_us=figures.parse_time(to, "--to"),

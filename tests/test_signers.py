@@ -106,6 +106,27 @@ def test_a_token_signs_a_log(token: str, tmp_path: Path) -> None:
     assert audit(open_source(tmp_path / "ledger.db"), vkey).verdict == "sound"
 
 
+def test_commands_take_a_key_on_a_token(token: str, tmp_path: Path) -> None:
+    from tests.build import ORIGIN
+    from tests.cli.conftest import fill, run_command
+
+    path, uri = tmp_path / "ledger-data", tmp_path / "uri"
+    write_private(uri, token.encode())
+    assert run_command("init", path, "--origin", ORIGIN).exit_code == 0
+    fill(path)
+    for command in (
+        ("log-key", "rotate", path, "--key-file", uri),
+        ("log-key", "retire", path),
+        ("backup", path, tmp_path / "backup"),
+        ("restore", tmp_path / "backup", tmp_path / "restored", "--log-key", path / "keys" / "log.pem"),
+        ("audit", tmp_path / "restored", "--log-key", tmp_path / "restored" / "log.vkey"),
+        ("export", "parquet", tmp_path / "restored", tmp_path / "export"),
+        ("verify", tmp_path / "export", "--log-key", path / "log.vkey"),
+    ):
+        done = run_command(*command)
+        assert done.exit_code == 0, (command, done.output)
+
+
 def test_a_token_cosigns(token: str, tmp_path: Path) -> None:
     from ledger.core.cosignature import cosign, verify_cosignature
     from ledger.core.note import parse_note

@@ -38,7 +38,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ledger.core import cose
 from ledger.core.canonical import decode_canonical, encode_canonical
 from ledger.core.errors import InvalidError
-from ledger.core.keys import PrivateKey, PublicKey
+from ledger.core.keys import PublicKey, Signer
 from ledger.core.records import Amount, Deployment, Hex32, Record, TimeUs
 
 __all__ = [
@@ -303,7 +303,7 @@ _decoder = msgspec.json.Decoder(Manifest)
 _UNDERSTOOD = frozenset({cose.ALG, cose.CONTENT_TYPE, cose.KID, cose.CWT_CLAIMS})
 
 
-def sign_manifest(manifest: Manifest, key: PrivateKey) -> tuple[bytes, bytes]:
+def sign_manifest(manifest: Manifest, key: Signer) -> tuple[bytes, bytes]:
     """The bytes of ``manifest.json`` and of ``manifest.cose``, signed with the log's key."""
     data = encode_canonical(manifest)
     _check_files(manifest, MANIFEST_FILE)

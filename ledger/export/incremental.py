@@ -38,7 +38,7 @@ from ledger.core.export_layout import (
     Scope,
     open_manifest,
 )
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 from ledger.core.note import ED25519, VerifierKey
 from ledger.export.source import Source
 
@@ -188,7 +188,7 @@ def locked_work(target: Path) -> Iterator[Work]:
         os.close(descriptor)
 
 
-def read_base(target: Path, source: Source, scope: Scope, log_key: PrivateKey) -> Base | None:
+def read_base(target: Path, source: Source, scope: Scope, log_key: Signer) -> Base | None:
     """The export in ``target`` that can be added to; None if there is nothing.
 
     Its record files are not read again: the new manifest repeats their digests, and a verifier compares.

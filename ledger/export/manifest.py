@@ -23,7 +23,7 @@ from ledger.core.export_layout import (
     Scope,
     sign_manifest,
 )
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 
 __all__ = ["check_files", "describe", "write_manifest"]
 
@@ -54,7 +54,7 @@ def write_manifest(
     checkpoint: str,
     scope: Scope,
     created_us: int,
-    log_key: PrivateKey,
+    log_key: Signer,
 ) -> Manifest:
     """Write the read-me, the manifest and its signature into ``directory``.
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from ledger.core.errors import RefusedError, UnavailableError
 from ledger.core.export_layout import Manifest, ManifestFile, Scope
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 from ledger.export.incremental import Base, State, Work, locked_work, read_base, sync_directory
 from ledger.export.manifest import write_manifest
 from ledger.export.partitions import MAX_PART_ROWS, RecordFiles
@@ -111,7 +111,7 @@ class _Run:
             self.work.save(state)
         self.state = state
 
-    def finish(self, created_us: int, log_key: PrivateKey, scope: Scope) -> Manifest:
+    def finish(self, created_us: int, log_key: Signer, scope: Scope) -> Manifest:
         """Put together the export from what is finished."""
         earlier = [read_exported(self.base.directory)] if self.base else []
         waiting = [read_rows(self.work.statements(n)) for n in range(self.state.segments)]
@@ -136,7 +136,7 @@ def export_parquet(
     source: Store,
     directory: str | Path,
     *,
-    log_key: PrivateKey,
+    log_key: Signer,
     from_us: int | None = None,
     to_us: int | None = None,
     every_statement: bool | None = None,

@@ -14,14 +14,17 @@ from pathlib import Path
 from sqlalchemy import Connection, select, text
 
 from ledger.core.checkpoint import Checkpoint, LogKeys, open_checkpoint
+from ledger.core.cose import decode_cbor
 from ledger.core.errors import CorruptError, InvalidError, RefusedError
-from ledger.core.keys import PublicKey
+from ledger.core.keys import PublicKey, parse_cose_key
+from ledger.core.log_keys import log_verifier_key
+from ledger.core.note import VerifierKey
 from ledger.core.tiles import TileReader
 from ledger.export.backup import Backup, open_backup, read_table
 from ledger.store import Store, migrate, queries
 from ledger.store.rows import clear, count_rows, has_log, load_rows, read_rows, tables_of
 from ledger.store.startup import check_consistent
-from ledger.store.tables import LogHead, table
+from ledger.store.tables import IssuerKeyRow, LogHead, table
 from ledger.store.upgrade import check_revision, revisions
 
 __all__ = ["move_log", "restore_backup"]
@@ -34,7 +37,6 @@ def restore_backup(
     store: Store,
     *,
     key: PublicKey,
-    log_keys: LogKeys,
     kept: Sequence[tuple[str, bytes]] = (),
     progress: Progress | None = None,
 ) -> Checkpoint:
@@ -43,8 +45,7 @@ def restore_backup(
     Args:
         folder: what ``make_backup`` wrote.
         store: an empty database.
-        key: the log's key, which signed the manifest.
-        log_keys: the log's verifier keys.
+        key: the log's key, which signed the manifest, and so which keys the log had before.
         kept: checkpoints of this log seen elsewhere, each with where it is from.
         progress: is told rows done, and of how many.
 
@@ -56,6 +57,7 @@ def restore_backup(
         RefusedError: the database has a log, or a kept checkpoint is newer: signing would fork.
     """
     backup = open_backup(folder, key)
+    log_keys = _log_keys(folder, backup)
     signed = open_checkpoint(backup.checkpoint.encode(), log_keys)
     newest = _check_kept(signed, kept, log_keys)
     _check_empty(store)
@@ -134,6 +136,18 @@ def _copy(old: Connection, target: Store, progress: Progress | None) -> None:
                 done += load_rows(new, each, names, [group])
                 if progress is not None:
                     progress(done, total)
+
+
+def _log_keys(folder: Path, backup: Backup) -> tuple[VerifierKey, ...]:
+    """The verifier keys that the log has had: kept checkpoints may be older than its key."""
+    (listed,) = [each for each in backup.tables if each.name == IssuerKeyRow.__tablename__]
+    names, groups = read_table(folder, listed)
+    rows = [dict(zip(names, row, strict=True)) for group in groups for row in group]
+    return tuple(
+        log_verifier_key(backup.origin, parse_cose_key(decode_cbor(row["cose_key"], where="log key")))
+        for row in rows
+        if row["issuer"] == backup.origin
+    )
 
 
 def _check_empty(store: Store) -> None:

@@ -20,7 +20,7 @@ from ledger.core import settlement as form
 from ledger.core.corrections import restate
 from ledger.core.erased import erased_hash, line_hashes
 from ledger.core.errors import CorruptError, InvalidError, RefusedError, UnavailableError
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 from ledger.core.log_keys import log_verifier_key
 from ledger.core.note import format_vkey
 from ledger.core.records import Record, decode_record, record_hash
@@ -57,7 +57,7 @@ def make_settlement(
     store: Store,
     out: Path,
     *,
-    log_key: PrivateKey,
+    log_key: Signer,
     tenant: str,
     from_us: int | None = None,
     to_us: int | None = None,
@@ -124,7 +124,7 @@ def make_settlement(
 
 
 def _assemble(
-    file: IO[bytes], made: _Making, log_key: PrivateKey, from_us: int | None, to_us: int | None
+    file: IO[bytes], made: _Making, log_key: Signer, from_us: int | None, to_us: int | None
 ) -> None:
     origin = made.source.checkpoint.origin
     header = form.encode_line(

@@ -18,7 +18,7 @@ from ledger.core import merkle
 from ledger.core.checkpoint import Checkpoint, open_checkpoint
 from ledger.core.erased import ERASED_MARK, erased_hash, line_hashes
 from ledger.core.errors import CorruptError, InvalidError
-from ledger.core.keys import PrivateKey
+from ledger.core.keys import Signer
 from ledger.core.log_keys import log_verifier_key
 from ledger.core.records import (
     MAX_RECORD_BYTES,
@@ -159,7 +159,7 @@ class Source:
             raise CorruptError("is not in the store", where=f"leaf {start}", remedy=_REMEDY)
 
 
-def open_source(store: Store, log_key: PrivateKey) -> Source:
+def open_source(store: Store, log_key: Signer) -> Source:
     """Read the newest checkpoint, and check that ``log_key`` signed it and that the tiles lead to its root.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,23 @@ def test_there_and_back(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> N
     assert (restored / "keys" / "log.pem").stat().st_mode & 0o777 == 0o600
     shown = json_of(run("records", "show", restored, own_ledger.records[0].id, "--json"))
     assert own_ledger.records[0].id in json.dumps(shown)
+
+
+def test_a_log_whose_key_was_rotated(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
+    """What was seen before is signed by the old key alone; the backup's manifest by the new one."""
+    path, seen = own_ledger.path, tmp_path / "seen.checkpoint"
+    shutil.copy(path / "published.checkpoint", seen)
+    assert run("log-key", "rotate", path, "--algorithm", "ml-dsa-44").exit_code == 0
+    for step in ("beside", "retired"):
+        assert json_of(run("db", "check", path, "--json"))["findings"] == []
+        assert run("backup", path, tmp_path / step).exit_code == 0
+        restored = tmp_path / f"restored-{step}"
+        options = ("--log-key", path / "keys" / "log.pem", "--checkpoint", seen)
+        assert run("restore", tmp_path / step, restored, *options).exit_code == 0
+        assert (restored / "log.vkey").read_text() == (path / "log.vkey").read_text()
+        assert run("audit", restored, "--log-key", restored / "log.vkey").exit_code == 0
+        if step == "beside":
+            assert run("log-key", "retire", path).exit_code == 0
 
 
 def test_no_key_is_in_a_backup(run: Run, own_ledger: LedgerFolder, tmp_path: Path) -> None:
