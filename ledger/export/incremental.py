@@ -19,7 +19,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from ledger.core.checkpoint import open_checkpoint
-from ledger.core.errors import CorruptError, RefusedError
+from ledger.core.errors import CorruptError, InvalidError, RefusedError
 from ledger.core.export_layout import (
     MANIFEST_FILE,
     MANIFEST_SIGNATURE_FILE,
@@ -38,9 +38,10 @@ from ledger.core.export_layout import (
     Scope,
     open_manifest,
 )
-from ledger.core.keys import Signer
-from ledger.core.note import ED25519, VerifierKey
+from ledger.core.keys import PublicKey
+from ledger.core.log_keys import log_verifier_key
 from ledger.export.source import Source
+from ledger.store.log_keys import log_keys
 
 __all__ = ["Base", "State", "Work", "locked_work", "read_base", "sync_directory"]
 
@@ -188,14 +189,14 @@ def locked_work(target: Path) -> Iterator[Work]:
         os.close(descriptor)
 
 
-def read_base(target: Path, source: Source, scope: Scope, log_key: Signer) -> Base | None:
+def read_base(target: Path, source: Source, scope: Scope) -> Base | None:
     """The export in ``target`` that can be added to; None if there is nothing.
 
     Its record files are not read again: the new manifest repeats their digests, and a verifier compares.
 
     Raises:
         RefusedError: there is something else, or an export of another scope or log.
-        CorruptError: it is not what the log's key signed, or its checkpoint is not of this log's tree.
+        CorruptError: it is not what a key of the log signed, or its checkpoint is not of this log's tree.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
@@ -207,7 +208,9 @@ def read_base(target: Path, source: Source, scope: Scope, log_key: Signer) -> Ba
             code="directory-not-empty",
         )
     data = (target / MANIFEST_FILE).read_bytes()
-    manifest = open_manifest(data, (target / MANIFEST_SIGNATURE_FILE).read_bytes(), log_key.public)
+    with source.store.read() as connection:
+        keys = [each.public for each in reversed(log_keys(connection))]
+    manifest = _opened(data, (target / MANIFEST_SIGNATURE_FILE).read_bytes(), keys)
     if manifest.origin != source.checkpoint.origin or manifest.scope != scope:
         raise RefusedError(
             "the export there is of another log, period or choice of statements",
@@ -215,8 +218,8 @@ def read_base(target: Path, source: Source, scope: Scope, log_key: Signer) -> Ba
             remedy="give the same options as before, or name a new folder",
             code="export-differs",
         )
-    vkey = VerifierKey.of(manifest.origin, ED25519, log_key.public.raw_bytes())
-    checkpoint = open_checkpoint(manifest.checkpoint.encode(), vkey)
+    vkeys = [log_verifier_key(manifest.origin, each) for each in keys]
+    checkpoint = open_checkpoint(manifest.checkpoint.encode(), vkeys)
     if checkpoint.size > source.checkpoint.size or source.tiles.root(checkpoint.size) != checkpoint.root:
         raise CorruptError(
             "its checkpoint is not of this ledger's tree: one of them was rolled back or forked",
@@ -232,6 +235,14 @@ def read_base(target: Path, source: Source, scope: Scope, log_key: Signer) -> Ba
         if hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256:
             raise _changed(target / STATEMENTS_FILE)
     return Base(target, manifest, hashlib.sha256(data).hexdigest(), checkpoint.size)
+
+
+def _opened(manifest: bytes, signature: bytes, keys: Sequence[PublicKey]) -> Manifest:
+    """The manifest, if one of the log's keys, the newest first, signed it."""
+    for key in keys[1:]:
+        with suppress(InvalidError):
+            return open_manifest(manifest, signature, key)
+    return open_manifest(manifest, signature, keys[0])
 
 
 def sync_directory(path: Path) -> None:

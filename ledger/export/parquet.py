@@ -182,7 +182,7 @@ def export_parquet(
     opened = open_source(source, log_key)
     try:
         with locked_work(target) if resume else _own_work(target) as work:
-            base = read_base(target, opened, scope, log_key) if resume else None
+            base = read_base(target, opened, scope) if resume else None
             if base is not None and base.size == opened.checkpoint.size:
                 shutil.rmtree(work.directory)  # of a run that was cut off after its last step
                 return _summary(target, base.manifest, 0, opened)

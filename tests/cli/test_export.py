@@ -103,3 +103,14 @@ def test_spans_and_lineage(export: Path, ledger: LedgerFolder, tmp_path: Path, r
     assert run("export", "otlp", export, "--endpoint", "http://127.0.0.1:1").exit_code == 2
     lineage = json_of(run("export", "openlineage", export, tmp_path / "events", "--json"))
     assert lineage["events"] == len((tmp_path / "events").read_text().splitlines()) > 1
+
+
+def test_an_export_goes_on_after_the_logs_key_was_rotated(
+    run: Run, own_ledger: LedgerFolder, tmp_path: Path
+) -> None:
+    path, export, vkey = own_ledger.path, tmp_path / "export", own_ledger.path / "log.vkey"
+    assert run("export", "parquet", path, export).exit_code == 0
+    for change in (("rotate", path, "--algorithm", "ml-dsa-44"), ("retire", path)):
+        assert run("log-key", *change).exit_code == 0
+        assert run("export", "parquet", path, export, "--resume").exit_code == 0
+        assert run("verify", export, "--log-key", vkey).exit_code == 0
