@@ -80,7 +80,8 @@ def restore(
         typer.Option(
             "--policy",
             metavar="FILE",
-            help="Witnesses to be asked (C2SP tlog-policy): each must answer, and none may have seen more.",
+            help="Witnesses to be asked (C2SP tlog-policy): each must answer, and none may have seen more. "
+            "Put into the folder as witnesses.policy, for the service.",
         ),
     ] = None,
     json: Json = False,
@@ -135,7 +136,9 @@ def _restored(
 def _fill(
     source: Path, folder: Folder, log_key: Path, kept: list[Path], policy: Path | None
 ) -> tuple[str, int]:
-    from cli.folder import ask_witnesses
+    import shutil
+
+    from cli.folder import POLICY_FILE, ask_witnesses
     from cli.progress import progress
     from ledger.core.note import format_vkey
     from ledger.export.backup import open_backup
@@ -160,4 +163,6 @@ def _fill(
     write_private(folder.log_key, read_private(log_key))
     folder.vkey.write_text("".join(f"{each}\n" for each in vkeys), encoding="utf-8")
     folder.published.write_text(backup.checkpoint, encoding="utf-8")
+    if policy is not None:
+        shutil.copy(policy, folder.path / POLICY_FILE)
     return backup.origin, backup.tree_size

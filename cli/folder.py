@@ -14,11 +14,12 @@ from ledger.core.errors import InvalidError
 if TYPE_CHECKING:
     from ledger.store import Sequencer, Store
 
-__all__ = ["DATABASE_VARIABLE", "Folder", "ask_witnesses", "open_folder"]
+__all__ = ["DATABASE_VARIABLE", "POLICY_FILE", "Folder", "ask_witnesses", "open_folder"]
 
 DATABASE_VARIABLE = "TALLYSTICK_DATABASE"
 """URL of the database, if it is not in the folder. Never an option: it may hold a password."""
-_POLICY_FILE = "witnesses.policy"
+POLICY_FILE = "witnesses.policy"
+"""In a ledger's folder: the witnesses to be asked."""
 _POLICY_VARIABLE = "TALLYSTICK_WITNESS_POLICY"
 
 
@@ -57,7 +58,7 @@ class Folder:
     def policy(self) -> Path | None:
         """The policy with the witnesses that are to be asked; None if there is none."""
         named = os.environ.get(_POLICY_VARIABLE)
-        path = Path(named) if named else self.path / _POLICY_FILE
+        path = Path(named) if named else self.path / POLICY_FILE
         return path if named or path.is_file() else None
 
     def waits_for_quorum(self) -> bool:

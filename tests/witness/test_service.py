@@ -322,6 +322,7 @@ def test_restoring_asks_the_witnesses(
     assert not (tmp_path / "one").exists()
     assert restore("new", "two") == (0, "")
     assert (tmp_path / "two" / "log.vkey").read_text() == (path / "log.vkey").read_text()
+    assert (tmp_path / "two" / "witnesses.policy").read_bytes() == policy.read_bytes()
     witnesses[0].stop()
     assert restore("new", "three") == (2, "witness-unavailable")
     witnesses[0].start()
