@@ -23,11 +23,13 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from ledger.core.errors import UnavailableError
 from ledger.core.records import Deployment
 from ledger.emit import Recorder
 from ledger.emit.engines import _vllm_workers as workers
@@ -40,6 +42,7 @@ __all__ = ["attach", "deployment_of", "register"]
 
 _logger = logging.getLogger("tallystick.emit")
 
+_TRY_AGAIN_S = 30.0
 _USER = "user"
 _HOOK = "_tallystick"
 """Attribute of an output processor that is recorded."""
@@ -113,15 +116,10 @@ def _record_engines(engine_class: Any) -> None:
         if kwargs.get("client_addresses") is None:  # else its workers run already
             workers.forget()
         init(self, *args, **kwargs)
-        try:
-            attach(
-                self,
-                _process_recorder(),
-                tenant_field=os.environ.get("TALLYSTICK_TENANT_FIELD"),
-                parent_field=os.environ.get("TALLYSTICK_PARENT_FIELD"),
-            )
-        except Exception as error:
-            _logger.exception("vLLM serves without records: %s", error)
+        if not _attached(self):
+            threading.Thread(
+                target=_attach_later, args=(weakref.ref(self),), name="tallystick-attach", daemon=True
+            ).start()
 
     engine_class.__init__ = recorded_init
     shutdown = getattr(engine_class, "shutdown", None)
@@ -139,6 +137,33 @@ def _record_engines(engine_class: Any) -> None:
                 hook.end_all(reason)
 
     engine_class.shutdown = recorded_shutdown
+
+
+def _attached(engine: Any) -> bool:
+    """Whether nothing more is to be tried: it is recorded, or cannot be."""
+    try:
+        attach(
+            engine,
+            _process_recorder(),
+            tenant_field=os.environ.get("TALLYSTICK_TENANT_FIELD"),
+            parent_field=os.environ.get("TALLYSTICK_PARENT_FIELD"),
+        )
+    except UnavailableError as error:  # such as a full disk
+        _logger.error("vLLM serves without records until there is a recorder: %s", str(error))
+        return False
+    except Exception as error:
+        _logger.exception("vLLM serves without records: %s", error)
+    return True
+
+
+def _attach_later(engine: weakref.ref[Any]) -> None:
+    """Try again until it is recorded, or gone. What it generates until then is in no record."""
+    while True:
+        time.sleep(_TRY_AGAIN_S)
+        alive = engine()
+        if alive is None or _attached(alive):
+            return
+        del alive
 
 
 def _process_recorder() -> Recorder:
