@@ -278,7 +278,7 @@ def whole(method: str, **more: Any) -> Mixed:
 
 def share(percent: str) -> Mixed:
     """A percentage of the energy with overhead."""
-    return Mixed((Facility(**OURS),), times=Fraction(percent) / 100)
+    return Mixed((Facility(**OURS),), times=Fraction(percent) / 100, ranged=True)
 
 
 MIXED: dict[str, tuple[dict[str, tuple[str, ...]], str, Keep, dict[str, Mixed]]] = {
@@ -299,7 +299,7 @@ MIXED: dict[str, tuple[dict[str, tuple[str, ...]], str, Keep, dict[str, Mixed]]]
             "energy_nuclear": share("12.5"),
             "energy_renewable": share("67.5"),
             "energy_share_of_total": Mixed(
-                (Facility(**OURS),), times=Fraction(100), below="total_energy_mwh", places=6
+                (Facility(**OURS),), times=Fraction(100), below="total_energy_mwh", places=6, ranged=True
             ),
             "scope2_location_undertaking": Mixed(
                 (SCOPE_2["location"],), ("other_scope2_location_t",), ranged=True
@@ -307,8 +307,8 @@ MIXED: dict[str, tuple[dict[str, tuple[str, ...]], str, Keep, dict[str, Mixed]]]
             "scope2_market_undertaking": Mixed((SCOPE_2["market"],), ("other_scope2_market_t",)),
             "total_location": whole("location", ranged=True),
             "total_market": whole("market", ranged=True),  # what was bought has one
-            "intensity_location": whole("location", below="net_revenue_million_eur", places=6),
-            "intensity_market": whole("market", below="net_revenue_million_eur", places=6),
+            "intensity_location": whole("location", below="net_revenue_million_eur", places=6, ranged=True),
+            "intensity_market": whole("market", below="net_revenue_million_eur", places=6, ranged=True),
         },
     ),
     "eu-data-centres": (
@@ -317,7 +317,7 @@ MIXED: dict[str, tuple[dict[str, tuple[str, ...]], str, Keep, dict[str, Mixed]]]
         lambda r: BY_DIGEST[r.deployment].site == "Karlsruhe 1",
         {
             "e_it_recorded_share": Mixed(
-                (Sum("energy_uj", KWH, 6),), times=Fraction(100), below="e_it_kwh", places=6
+                (Sum("energy_uj", KWH, 6),), times=Fraction(100), below="e_it_kwh", places=6, ranged=True
             ),
             "pue": Mixed(stated=("e_dc_kwh",), below="e_it_kwh", places=6),
             "erf": Mixed(stated=("e_reuse_kwh",), below="e_dc_kwh", places=6),

@@ -6,7 +6,6 @@ From Annex I to Delegated Regulation (EU) 2023/2772. The undertaking's own total
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 from ledger.export.reports import figures as fig
 from ledger.export.reports.boundary import OWN_PROVIDERS, RULE, Boundary, facility_energy, split
@@ -128,7 +127,7 @@ def _energy(facts: Facts, inputs: Inputs, sides: Boundary, energy: fig.Sum | Non
     for source, paragraph in _MIX.items():
         name = f"energy_{source}_share_percent"
         percent = inputs.number(name, INPUTS[name].what)
-        value = None if percent is None or energy is None else percent * energy.value / 100
+        value = None if percent is None or energy is None else energy.times(percent / 100)
         mix.append(
             fig.stated(
                 f"energy_{source}",
@@ -282,7 +281,7 @@ def _totals(inputs: Inputs, parts: dict[str, fig.Sum | None]) -> Section:
             fig.share(
                 f"intensity_{method}",
                 f"Emissions intensity, Scope 2 {method}-based",
-                Fraction(total.value) if isinstance(total.value, str) else None,
+                fig.sum_in(total),
                 revenue,
                 unit="t CO2e per million EUR",
                 times=1,

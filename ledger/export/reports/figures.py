@@ -39,6 +39,7 @@ __all__ = [
     "per",
     "share",
     "stated",
+    "sum_in",
     "sum_of",
     "total",
     "whole",
@@ -113,6 +114,12 @@ class Sum:
     records: int
     logged: Fraction | None = None
 
+    def times(self, factor: Fraction) -> Sum:
+        """As many times this."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        logged = None if self.logged is None else self.logged * factor
+        return Sum(self.value * factor, low, high, self.having, self.records, logged)
+
     def __add__(self, other: Sum) -> Sum:
         before = [each.value if each.logged is None else each.logged for each in (self, other)]
         return Sum(
@@ -151,6 +158,15 @@ def _logged(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Fraction |
         return None
     before = (row["as_logged"][column] if column in row.get("as_logged", {}) else row[column] for row in rows)
     return Fraction(sum(value or 0 for value in before), quantity.divisor)
+
+
+def sum_in(figure: Figure) -> Sum | None:
+    """A figure's amount and range, as stated, to compute on with; None if it is a gap."""
+    if figure.value is UNSET:
+        return None
+    low = figure.value if figure.low is UNSET else figure.low
+    high = figure.value if figure.high is UNSET else figure.high
+    return Sum(Fraction(figure.value), Fraction(low), Fraction(high), 0, 0)
 
 
 def derived(
@@ -306,7 +322,7 @@ def stated(
     name: str,
     label: str,
     unit: str,
-    value: Fraction | None,
+    value: Sum | Fraction | None,
     *,
     digits: int = PLACES,
     derivation: str,
@@ -314,7 +330,10 @@ def stated(
     why: str = "the inputs file does not state it",
     reference: str | UnsetType = UNSET,
 ) -> Figure:
-    """A figure from the inputs file, or (``both``) from it and the log; a gap where something is missing."""
+    """A figure from the inputs file, or (``both``) from it and the log; a gap where something is missing.
+
+    A sum of the log brings its range.
+    """
     basis: Literal["inputs", "log and inputs"] = "log and inputs" if both else "inputs"
     if value is None:
         return Figure(
@@ -326,11 +345,14 @@ def stated(
             basis=basis,
             reference=reference,
         )
+    ends = (value.low, value.high) if isinstance(value, Sum) else None
     return Figure(
         name=name,
         label=label,
         unit=unit,
-        value=decimal(value, digits),
+        value=decimal(value.value if isinstance(value, Sum) else value, digits),
+        low=UNSET if ends is None else decimal(ends[0], digits),
+        high=UNSET if ends is None else decimal(ends[1], digits),
         derivation=derivation,
         basis=basis,
         reference=reference,
@@ -404,12 +426,14 @@ def share(
     reference: str | UnsetType = UNSET,
 ) -> Figure:
     """``part / of * times``; a gap (``why``) where either is missing or ``of`` is zero."""
-    value = part.value if isinstance(part, Sum) else part
+    scaled: Sum | Fraction | None = None
+    if part is not None and of:
+        scaled = part.times(times / of) if isinstance(part, Sum) else times * part / of
     return stated(
         name,
         label,
         unit,
-        None if value is None or not of else times * value / of,
+        scaled,
         derivation=derivation,
         both=both,
         why=why,
