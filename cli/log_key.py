@@ -173,7 +173,8 @@ def freeze(
 ) -> None:
     """End a log, for instance at the end of a year: it takes nothing any more, and serves what it has.
 
-    The last statement revokes the log's key and names the successor. Stop the service first; start it again
+    The last statement revokes the log's key and names the successor. Nothing can be erased afterwards, since
+    an erasure is a statement: wait until the records' time is over. Stop the service first; start it again
     to serve reads.
 
     With --json: origin, kid, leaf_index, vkeys.
@@ -186,7 +187,7 @@ def freeze(
 
     if not yes:
         raise RefusedError(
-            "a frozen log never takes anything again",
+            "a frozen log never takes anything again, and so erases nothing",
             where=str(directory),
             remedy="say --yes if it is meant",
             code="not-confirmed",

@@ -259,8 +259,10 @@ class Sequencer:
             if _is_unconfirmed(error):
                 self._store.failed.set()
             self._tip = None  # whatever happened, read it afresh
-            _logger.exception("appending %d statements failed; none was logged", len(items))
-            if not isinstance(error, TallystickError):
+            if isinstance(error, TallystickError):  # it says itself what is wrong, and where
+                _logger.error("appending %d statements failed; none was logged: %s", len(items), error)
+            else:
+                _logger.exception("appending %d statements failed; none was logged", len(items))
                 error = _unavailable(error)
             for _, future in group:
                 future.set_exception(error)
