@@ -75,6 +75,23 @@ def carbon(carbon_ng: int | None, method: str = "measured") -> str:
     return f"{_MARK.get(method, '')}{amount(carbon_ng, steps)} CO2e"
 
 
+def water(water_nl: int) -> str:
+    """A volume of water."""
+    return amount(water_nl, ((10**12, "m³"), (10**9, "l"), (10**6, "ml"), (10**3, "µl"), (1, "nl")))
+
+
+def restated(record: dict[str, Any], name: str) -> str:
+    """A figure that a correction restated, as people read it; ``record`` is the view that has it."""
+    if name == "energy":
+        return energy_of(record)
+    value = record[name]
+    if name == "cost_nano":
+        return cost(value, record.get("currency"))
+    if name == "water_nl":
+        return water(value)
+    return carbon(value, record.get("energy", {}).get("method", "measured"))
+
+
 def cost(cost_nano: int | None, currency: str | None) -> str:
     """An amount of money, to a millionth."""
     if cost_nano is None or currency is None:

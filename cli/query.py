@@ -151,7 +151,7 @@ def _print(rows: Sequence[Mapping[str, Any]], by: Sequence[str], percentiles: bo
         line.append(figures.energy(row.get("energy_uj_per_1k_tokens")))
         line.append(_known(row, "carbon_ng", figures.carbon(row.get("carbon_ng"))))
         line.append(figures.carbon(row.get("carbon_ng_per_1k_tokens")))
-        line.append("unknown" if water is None else _known(row, "water_nl", _water(water)))
+        line.append("unknown" if water is None else _known(row, "water_nl", figures.water(water)))
         line.append(_cost(row))
         if percentiles:
             for name in ("duration_us", "first_token_us"):
@@ -204,12 +204,6 @@ def _cost(row: Mapping[str, Any]) -> str:
     if "cost_nano" in row:
         return _known(row, "cost_nano", figures.cost(row["cost_nano"], row["cost_currency"]))
     return "several currencies" if row.get("cost_currency", "") is None else ""
-
-
-def _water(water_nl: int) -> str:
-    from cli.figures import amount
-
-    return amount(water_nl, ((10**12, "m³"), (10**9, "l"), (10**6, "ml"), (10**3, "µl"), (1, "nl")))
 
 
 def sql(

@@ -204,10 +204,8 @@ def said_later(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What was said later about a record, in words."""
     from cli import figures
 
-    rows = []
-    for name, value in found.get("corrected", {}).items():
-        text = figures.energy_of({"energy": value}) if name == "energy" else f"{value:,}"
-        rows.append((f"restated {name}", text))
+    view = found["record"] | found.get("corrected", {})
+    rows = [(f"restated {name}", figures.restated(view, name)) for name in found.get("corrected", ())]
     for each in found.get("corrections", ()):
         restated = ", ".join(each["figures"])
         rows.append(("correction", f"leaf {each['leaf_index']}: {restated}: {each['reason']}"))

@@ -106,10 +106,7 @@ def _later(traced: Traced) -> list[tuple[str, str]]:
     payloads = [each.payload for each in traced.corrections]
     restated = restate(traced.record, list(enumerate(payloads)))  # type: ignore[arg-type]
     view = to_builtins(restated.record)
-    rows = [
-        (f"restated {name}", figures.energy_of(view) if name == "energy" else f"{view[name]:,}")
-        for name in restated.changed
-    ]
+    rows = [(f"restated {name}", figures.restated(view, name)) for name in restated.changed]
     for each, reason in zip(traced.corrections, restated.reasons, strict=True):
         rows.append(("correction", f"{reason}, leaf hash {each.leaf_hash.hex()}"))
     for each in traced.evaluations:

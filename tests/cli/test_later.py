@@ -28,7 +28,13 @@ def said(own_ledger: LedgerFolder) -> LedgerFolder:
     metrics = {"accuracy": Quality(value=91, scale=2)}
     for payload in (
         lambda: Correction(
-            record=record.id, record_hash=right, reason="meter 7", energy=energy, **issuer.chain()
+            record=record.id,
+            record_hash=right,
+            reason="meter 7",
+            energy=energy,
+            carbon_ng=2_500_000,
+            water_nl=1_800_000,
+            **issuer.chain(),
         ),
         lambda: Evaluation(evaluator="judge 1", metrics=metrics, record=record.id, **issuer.chain()),
     ):
@@ -48,7 +54,15 @@ def test_show_has_both_figures_and_the_evaluation(run: Run, said: LedgerFolder) 
     assert found["evaluations"][0]["metrics"] == {"accuracy": {"value": 91, "scale": 2}}
     assert found["evaluations"][0]["about"] == "record"
     shown = run("records", "show", said.path, record.id).stdout
-    for text in ("restated energy", "2.00 Wh", "meter 7", "accuracy 0.91", "of it by judge 1"):
+    for text in (
+        "restated energy",
+        "2.00 Wh",
+        "2.50 mg CO2e",
+        "1.80 ml",
+        "meter 7",
+        "accuracy 0.91",
+        "of it by judge 1",
+    ):
         assert text in shown
     plain = json_of(run("records", "show", said.path, said.records[1].id, "--json"))
     assert not plain.keys() & {"corrections", "corrected", "evaluations", "later_is_whole"}
@@ -60,7 +74,14 @@ def test_trace_and_query_have_them_too(run: Run, said: LedgerFolder, tmp_path: P
     assert run("export", "parquet", said.path, export).exit_code == 0
     shown = run("trace", export, record.id, "--log-key", said.path / "log.vkey")
     assert shown.exit_code == 0, shown.output
-    for text in ("restated energy", "2.00 Wh", "meter 7", "accuracy 0.91, by judge 1"):
+    for text in (
+        "restated energy",
+        "2.00 Wh",
+        "2.50 mg CO2e",
+        "1.80 ml",
+        "meter 7",
+        "accuracy 0.91, by judge 1",
+    ):
         assert text in shown.stdout
     rows = json_of(run("query", export, "--quality", "--json"))["rows"]
     total = sum(each.energy.energy_uj for each in said.records if each.energy)
