@@ -54,6 +54,8 @@ _MAX_STEP_US = 7 * 86_400_000_000
 _NS_PER_US = 1000
 _MAX_REASON = 32
 _MAX_TENANT = 1024
+_MAX_DEPLOYMENT_BYTES = 60_000
+"""A statement carries it whole, in 65,535 bytes with its headers and the longest signature."""
 _is_reason = re.compile("[a-z][a-z_]{0,31}").fullmatch
 
 
@@ -262,9 +264,16 @@ def checked_deployment(deployment: Deployment) -> Deployment:
     """Return ``deployment`` if every reader accepts it.
 
     Raises:
-        InvalidError: a value has the wrong type or form.
+        InvalidError: a value has the wrong type or form, or no statement could carry it.
     """
-    decode_deployment(encode_canonical(deployment))
+    encoded = encode_canonical(deployment)
+    if len(encoded) > _MAX_DEPLOYMENT_BYTES:
+        raise InvalidError(
+            f"the deployment has {len(encoded)} bytes, more than {_MAX_DEPLOYMENT_BYTES}",
+            remedy="name fewer adapters, or shorter",
+            code="too-large",
+        )
+    decode_deployment(encoded)
     return deployment
 
 

@@ -10,7 +10,9 @@ from msgspec import UNSET
 from ledger.core.commitments import Opening, commit_request, record_salt, token_bytes, verify_opening
 from ledger.core.errors import InvalidError
 from ledger.core.records import (
+    Adapter,
     Commitment,
+    Deployment,
     Energy,
     Quality,
     Record,
@@ -18,7 +20,7 @@ from ledger.core.records import (
     decode_record,
     document_digest,
 )
-from ledger.emit.compose import Composer, Report
+from ledger.emit.compose import Composer, Report, checked_deployment
 from ledger.emit.identity import NO_TENANT, Tenants
 from ledger.emit.ids import RecordIds
 from ledger.energy.factors import default_factor_set, figures
@@ -220,3 +222,11 @@ def test_what_cannot_be_a_valid_record_is_refused_alone(rig: Rig, changes: dict[
 def test_no_deployment_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="no deployment is known"):
         Rig(tmp_path, deployment=None).compose()
+
+
+def test_a_deployment_that_no_statement_could_carry_is_refused() -> None:
+    """Each value is in bounds, all of them are not: a chain would wait for ever for such a statement."""
+    adapters = tuple(Adapter(name=f"{n:02}" + "\N{GRINNING FACE}" * 248) for n in range(64))
+    with pytest.raises(InvalidError, match="more than 60000"):
+        checked_deployment(Deployment(model="m", engine="e", adapters=adapters))
+    assert checked_deployment(Deployment(model="m", engine="e", adapters=adapters[:32]))
