@@ -278,7 +278,8 @@ def dispute(
         }
         print_json(told | ({} if written is None else {"file": str(written)}))
     else:
-        _print_differences([msgspec.to_builtins(each) for each in found.differences])
+        if found.differences:
+            _print_differences([msgspec.to_builtins(each) for each in found.differences])
         fields(
             [
                 ("own log", f"{found.own_rows:,} rows"),

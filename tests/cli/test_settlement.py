@@ -112,6 +112,7 @@ def test_from_bundle_to_dispute(
     ]
     agrees = run("settlement", "dispute", bundle, own_log(tmp_path / "own.csv", rows), "--log-key", vkey)
     assert agrees.exit_code == 0, agrees.output
+    assert "own line" not in agrees.stdout  # no table of differences where there are none
     by_record = [{"record": i, "input_tokens": 10 + n % 3} for n, i in enumerate(ids)]
     lines = tmp_path / "own.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in by_record))
