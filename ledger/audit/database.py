@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ledger.audit.sources import Leaf, Row, StoredColumns
-from ledger.audit.tables import COLUMNS, KEYS, NO_EVIDENCE, SCHEMA_REVISIONS
+from ledger.audit.tables import COLUMNS, KEYS, NO_EVIDENCE, SCHEMA_REVISIONS, SETTINGS
 from ledger.core.errors import InvalidError, UnavailableError
 
 __all__ = ["PostgresSource", "SqliteSource"]
@@ -89,10 +89,16 @@ class _DatabaseSource:
         keys = ", ".join(COLUMNS[table][: KEYS[table]])
         return self._stream(f"SELECT {_columns(table)} FROM {table} ORDER BY {keys}")  # noqa: S608
 
+    def settings(self, table: str) -> Iterator[Row]:
+        """What is compared of a table that acts in the log set."""
+        query = f"SELECT {', '.join(SETTINGS[table])} FROM {table}"  # noqa: S608
+        return self._stream(query.replace("lifted_s", "CASE WHEN lifted_s IS NULL THEN 0 ELSE 1 END"))
+
     def unexpected(self) -> Iterator[str]:
         """Tables that this auditor does not know, and a schema of another or no version."""
         names = {name for (name,) in self._tables()}
-        yield from sorted(f"table {name}" for name in names - COLUMNS.keys() - NO_EVIDENCE - {_VERSION_TABLE})
+        known = COLUMNS.keys() | SETTINGS.keys() | NO_EVIDENCE | {_VERSION_TABLE}
+        yield from sorted(f"table {name}" for name in names - known)
         yield from self._odd_schema()
         if _VERSION_TABLE in names:
             revisions = [str(row[0]) for row in self._stream("SELECT version_num FROM alembic_version")]

@@ -15,11 +15,13 @@ from ledger.audit.batches import BatchFacts, Key
 from ledger.audit.index import IndexAudit
 from ledger.audit.leaves import LeafAudit
 from ledger.audit.report import Findings
+from ledger.audit.settings import SettingsAudit
 from ledger.audit.sources import Row, Source
 from ledger.audit.tables import compare_rows, place, same, shown
 from ledger.audit.tree import TreeAudit
 from ledger.core.checkpoint import Checkpoint
 from ledger.core.errors import UnavailableError
+from ledger.core.statements import Admin
 
 __all__ = ["DerivedAudit"]
 
@@ -43,7 +45,8 @@ class DerivedAudit:
         self._rollups: dict[Key, list[int]] = {}
         self._pending: defaultdict[Key, list[list[int]]] = defaultdict(list)
         self._pending_count = 0
-        self._acts: dict[Any, str] = {}
+        self._acts: dict[Any, Admin] = {}
+        self._settings = SettingsAudit()
         self._granted: dict[Any, tuple[Any, Any, Any]] = {}  # API key -> scopes, tenant, token SHA-256
         self._withdrawn: set[Any] = set()  # API keys
         self._damaged: set[int] = set()  # leaves whose records could not be read
@@ -78,9 +81,9 @@ class DerivedAudit:
         self._pending.clear()
         self._pending_count = 0
 
-    def act(self, leaf_index: int, digest: str) -> None:
-        """Note what an administrative act's particulars hash to."""
-        self._acts[leaf_index] = digest
+    def act(self, leaf_index: int, act: Admin) -> None:
+        """Note an administrative act, whose particulars are in a table."""
+        self._acts[leaf_index] = act
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -105,6 +108,12 @@ class DerivedAudit:
             self._check_acts()
         with self._reading("api_key"):
             self._check_api_keys()
+        for table, expected in self._settings.expected.items():
+            if table in self._settings.undecided:
+                self._findings.gap(table, "the particulars of an act that set it are gone or changed")
+                continue
+            with self._reading(table):
+                compare_rows(self._findings, table, self._source.settings(table), expected)
         for where in self._source.unexpected():
             self._findings.gap(where, "this auditor does not know it; use the one of the ledger's version")
 
@@ -129,17 +138,20 @@ class DerivedAudit:
         """Particulars of acts: the log's key signed their SHA-256. What they say is looked at later."""
         for leaf_index, detail in self._source.rows("admin_act"):
             self._findings.counts.rows += 1
-            signed = self._acts.pop(leaf_index, None)
+            act = self._acts.pop(leaf_index, None)
             where = place("admin_act", leaf_index)
-            if signed is None:
+            if act is None:
                 self._findings.add("row-extra", where, "nothing in the log leads to this row")
-            elif not isinstance(detail, bytes) or sha256(detail).hexdigest() != signed:
+            elif not isinstance(detail, bytes) or sha256(detail).hexdigest() != act.detail:
                 self._findings.add(
-                    "row-differs", f"{where}.detail", f"is not what the log's key signed: {signed}"
+                    "row-differs", f"{where}.detail", f"is not what the log's key signed: {act.detail}"
                 )
+                self._settings.lost(act.action)
             else:
                 self._note_key(detail)
-        for leaf_index in self._acts:
+                self._settings.said(act.action, detail)
+        for leaf_index, act in self._acts.items():
+            self._settings.lost(act.action)
             self._findings.add(
                 "row-missing",
                 place("admin_act", leaf_index),

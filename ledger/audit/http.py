@@ -201,6 +201,10 @@ class UrlSource:
         """Not offered by a service."""
         raise UnavailableError(f"a service does not show its table {table}", where=self.name)
 
+    def settings(self, table: str) -> Iterator[Row]:
+        """Not offered by a service."""
+        raise UnavailableError(f"a service does not show its table {table}", where=self.name)
+
     def open_index(self) -> Callable[[int], list[Row]]:
         """Not offered by a service."""
         raise UnavailableError("a service does not show its record_index", where=self.name)

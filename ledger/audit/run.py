@@ -307,7 +307,7 @@ class _Run:
         self._leaves.check(leaf, statement, agreed)
         self._leaves.check_columns(leaf, statement)
         if self._derived is not None and isinstance(statement.payload, Admin):
-            self._derived.act(leaf.index, statement.payload.detail)
+            self._derived.act(leaf.index, statement.payload)
         if isinstance(statement.payload, Erasure):
             self._erasures.said(statement.payload, by_log=statement.issuer == self._leaves.origin)
         if not isinstance(statement.payload, Batch):

@@ -94,6 +94,9 @@ class Source(Protocol):
     def rows(self, table: str) -> Iterator[Row]:
         """The rows of a derived table, columns in the order of ``tables.COLUMNS``."""
 
+    def settings(self, table: str) -> Iterator[Row]:
+        """The rows of a table that acts in the log set, columns in the order of ``tables.SETTINGS``."""
+
     def open_index(self) -> Callable[[int], list[Row]]:
         """Begin to read ``record_index``; the function returns its next rows by id, [] at the end."""
 

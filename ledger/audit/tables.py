@@ -18,6 +18,7 @@ __all__ = [
     "NO_EVIDENCE",
     "PLACES_PER_LEAF",
     "SCHEMA_REVISIONS",
+    "SETTINGS",
     "SUMS",
     "compare_rows",
     "place",
@@ -82,6 +83,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "admin_act": ("leaf_index", "detail"),
 }
 
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "legal_hold": ("id", "tenant", "from_us", "to_us", "reason", "lifted_s"),
+    "retention_policy": ("tenant", "kind", "keep_days"),
+}
+"""What is compared of tables that acts in the log set: see ``settings``. Of ``lifted_s``: is there one?"""
+
 KEYS: Mapping[str, int] = {
     "log_head": 1,
     "checkpoint": 1,
@@ -95,6 +102,8 @@ KEYS: Mapping[str, int] = {
     "document": 1,
     "api_key": 1,
     "admin_act": 1,
+    "legal_hold": 1,
+    "retention_policy": 2,
 }
 """How many of a table's first columns are its primary key."""
 
@@ -107,8 +116,6 @@ NO_EVIDENCE = frozenset(
         "budget_use",
         "invite",
         "issuer_tenant",
-        "legal_hold",
-        "retention_policy",
         "witnessed",
     }
 )
@@ -120,11 +127,16 @@ SCHEMA_REVISIONS = frozenset({"0005"})
 """Migrations that this auditor knows the tables of."""
 
 
+def _columns(table: str) -> tuple[str, ...]:
+    """The columns of a table that are compared."""
+    return SETTINGS[table] if table in SETTINGS else COLUMNS[table]
+
+
 def place(table: str, *key: Any, column: str = "") -> str:
     """Name a row, or one column of it: ``statement[leaf_index=5].entry``."""
     named = ", ".join(
         f"{name}={value.hex() if isinstance(value, bytes) else value}"
-        for name, value in zip(COLUMNS[table], key, strict=False)
+        for name, value in zip(_columns(table), key, strict=False)
     )
     return f"{table}[{named}]" + (f".{column}" if column else "")
 
@@ -153,11 +165,11 @@ def compare_rows(
     Args:
         findings: where to note differences.
         table: the table.
-        rows: the stored rows, in the order of ``COLUMNS``.
+        rows: the stored rows, in the order of ``COLUMNS`` or ``SETTINGS``.
         expected: primary key -> the whole row. It is emptied.
         undecided: keys (first column) that cannot be compared, because their evidence is damaged.
     """
-    width, columns = KEYS[table], COLUMNS[table]
+    width, columns = KEYS[table], _columns(table)
     for row in rows:
         findings.counts.rows += 1
         key = row[:width]

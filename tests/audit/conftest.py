@@ -20,6 +20,8 @@ from ledger.service.admin import grant_api_key, withdraw_api_key
 from ledger.service.auth import create_api_key, list_api_keys, revoke_api_key
 from ledger.store import Limits, Registration, Sequencer, migrate, open_store, prepare_statement
 from ledger.store.append import create_log
+from ledger.store.holds import lift_hold, place_hold
+from ledger.store.retention import Policy, remove_policy, set_policy
 from tests.build import (
     HOUR_US,
     ORIGIN,
@@ -158,6 +160,18 @@ def write_everything(path: Path) -> Log:
     grant_api_key(writer.sequencer, "granted", ["read"], tenant="t-1")
     token = grant_api_key(writer.sequencer, "withdrawn", ["admin"])
     withdraw_api_key(writer.sequencer, token.split("_")[1])
+    policies = [Policy("", "records", 400), Policy("t-1", "records", 800), Policy("t-2", "records", 900)]
+    _, lasting = place_hold("case 1", tenant="t-1", from_us=START_US)
+    lifted, passing = place_hold("case 2")
+    acts = [
+        *map(set_policy, policies),
+        remove_policy("t-2", "records"),
+        lasting,
+        passing,
+        lift_hold(lifted.id),
+    ]
+    for act in acts:
+        writer.sequencer.log_own(act).result(timeout=30)
     create_api_key(writer.store, "auditor", ["read"])
     create_api_key(writer.store, "old", ["emit", "admin"])
     revoke_api_key(writer.store, list_api_keys(writer.store)[-1].id)

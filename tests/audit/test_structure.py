@@ -105,6 +105,26 @@ _STATEMENT = (
 )
 
 
+@pytest.mark.parametrize(
+    ("sql", "where"),
+    [
+        ("DELETE FROM legal_hold WHERE reason = 'case 1'", "legal_hold[id="),
+        ("UPDATE legal_hold SET lifted_s = 1 WHERE reason = 'case 1'", "].lifted_s"),
+        ("UPDATE legal_hold SET lifted_s = NULL WHERE reason = 'case 2'", "].lifted_s"),
+        ("UPDATE legal_hold SET to_us = 1 WHERE reason = 'case 1'", "].to_us"),
+        ("UPDATE legal_hold SET reason = 'case 3' WHERE reason = 'case 1'", "].reason"),
+        ("INSERT INTO legal_hold VALUES ('x', NULL, NULL, NULL, 'mine', 1, NULL)", "legal_hold[id=x]"),
+        ("UPDATE retention_policy SET keep_days = 184 WHERE tenant = ''", "].keep_days"),
+        ("DELETE FROM retention_policy WHERE tenant = 't-1'", "retention_policy[tenant=t-1, kind=records]"),
+        ("INSERT INTO retention_policy VALUES ('t-2', 'records', 900)", "retention_policy[tenant=t-2"),
+    ],
+)
+def test_holds_and_policies_are_those_of_the_acts(sql: str, where: str, tampered: Tampered) -> None:
+    report = tampered(sql)
+    assert report.verdict == "refuted"
+    assert [where in each.where for each in report.findings] == [True], report.findings
+
+
 def test_a_revoked_key_does_not_come_back(log: Log, tampered: Tampered) -> None:
     connection = sqlite3.connect(log.path)
     row = dict(

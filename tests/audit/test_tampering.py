@@ -21,7 +21,7 @@ def test_untouched_log_is_sound(log: Log) -> None:
     assert report.findings == ()
     assert report.gaps == ()
     assert report.verdict == "sound"
-    assert report.counts.statements == report.checkpoint.size == len(log.registrations) + 9
+    assert report.counts.statements == report.checkpoint.size == len(log.registrations) + 16
     assert report.counts.records == 20
     assert report.counts.issuers == 4
     assert report.counts.checkpoints == len(log.checkpoints)

@@ -1,0 +1,52 @@
+"""Compares the operator's settings that decide what may be erased with the acts that set them.
+
+Legal holds and retention policies are kept in plain tables, which nothing else leads to; but each was set by
+an act that the log's key signed. When a hold was placed and lifted is not in the act, and is not compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ledger.audit.sources import Row
+
+__all__ = ["SettingsAudit"]
+
+
+class SettingsAudit:
+    """What must be in force by the acts so far. Owned by the one thread that audits.
+
+    Attributes:
+        expected: table -> primary key -> the row, in the order of ``tables.SETTINGS``.
+        undecided: tables that an act is about whose particulars are lost.
+    """
+
+    def __init__(self) -> None:
+        self.expected: dict[str, dict[Row, Row]] = {"legal_hold": {}, "retention_policy": {}}
+        self.undecided: set[str] = set()
+
+    def said(self, action: str, detail: bytes) -> None:
+        """Follow one act, whose particulars are those that the log's key signed."""
+        holds, policies = self.expected.values()
+        try:
+            told: dict[str, Any] = msgspec.json.decode(detail, type=dict[str, Any])
+            if action == "hold.place":
+                place = (told["hold"], told.get("tenant"), told.get("from_us"), told.get("to_us"))
+                holds[told["hold"],] = (*place, told["reason"], 0)
+            elif action == "hold.lift":
+                holds[told["hold"],] = (*holds[told["hold"],][:-1], 1)
+            elif action == "retention.set":
+                key = told["tenant"], told["kind"]
+                policies[key] = (*key, told["keep_days"])
+            elif action == "retention.remove":
+                policies.pop((told["tenant"], told["kind"]), None)
+        except (msgspec.DecodeError, KeyError, TypeError, UnicodeError):
+            return  # signed as it is: an act of another version
+
+    def lost(self, action: str) -> None:
+        """Note that the particulars of an act are gone or changed."""
+        table = {"hold": "legal_hold", "retention": "retention_policy"}.get(action.partition(".")[0])
+        if table is not None:
+            self.undecided.add(table)
