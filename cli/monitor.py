@@ -125,7 +125,8 @@ def _logs(
     from ledger.witness.ask import WitnessClient
 
     parsed = None if policy is None else parse_policy(policy.read_bytes())
-    api_key = read_api_key(api_key_file) if depth == "records" else None
+    # For records, or where the log is closed to strangers (TALLYSTICK_PUBLIC_LOG=false).
+    api_key = read_api_key(api_key_file) if depth == "records" or api_key_file is not None else None
     reach = reach_from_environment()
 
     def followed(url: str, keys: Any) -> Followed:
@@ -156,6 +157,13 @@ def _logs(
             "there is no log to follow",
             where="policy",
             remedy="name a URL and --log-key, or a policy with `log` lines that have these URLs",
+            code="bad-target",
+        )
+    if len(found) > 1 and api_key is not None:
+        raise InvalidError(
+            "an API key is one log's, and would be shown to all of these",
+            where="--api-key-file",
+            remedy="follow logs that need keys by a monitor each",
             code="bad-target",
         )
     return [followed(url, parsed.log_keys(origin)) for url, origin in found.items()]

@@ -69,7 +69,7 @@ class Followed:
     Args:
         url: its base address.
         keys: all verifier keys that it has had.
-        api_key: of scope read, for the depth ``records``.
+        api_key: of scope read, for the depth ``records``, and for logs that are not public.
         policy: which witnesses must have cosigned.
         witnesses: to be asked what they saw.
         max_age_s: how old the newest cosignature may be, or the last growth without a policy; 0 for any.

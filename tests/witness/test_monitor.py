@@ -14,9 +14,11 @@ import pytest
 import uvicorn
 
 from cli.children import free_port
+from ledger.core.keys import generate_key
 from ledger.core.log_keys import log_verifier_key
-from ledger.core.note import format_vkey
+from ledger.core.note import ED25519, VerifierKey, format_vkey
 from ledger.core.policy import parse_policy
+from ledger.keyfiles import write_private
 from ledger.monitor.follow import Followed
 from ledger.monitor.run import Monitor, Webhook
 from ledger.monitor.state import load_state
@@ -247,6 +249,22 @@ def test_the_command(log: ServedLog, tmp_path: Path, hook: Hook) -> None:
     assert back.exit_code == 1
     assert [each["code"] for each in json_of(back)[0]["alarms"]] == ["log-rolled-back"]
     assert run_command("monitor", "--state", state, "--once").exit_code == 2  # nothing to follow
+
+
+def test_a_log_that_is_not_public_is_read_with_its_key(log: ServedLog, tmp_path: Path) -> None:
+    log.stop()
+    log.start(public_log=False)
+    vkey, key = format_vkey(log.keys()[0]), tmp_path / "read.key"
+    write_private(key, log.token.encode())
+    common = (log.url, "--log-key", vkey, "--state", tmp_path / "m", "--once", "--json")
+    shut = run_command("monitor", *common)
+    assert (shut.exit_code, json_of(shut)[0]["alarms"][0]["code"]) == (2, "not-given")
+    assert run_command("monitor", *common, "--api-key-file", key).exit_code == 0
+    other = f"log {format_vkey(VerifierKey.of('other.example', ED25519, generate_key().public.raw_bytes()))} https://other.example\n"
+    policy = tmp_path / "two.policy"
+    policy.write_text(f"log {vkey} {log.url}\n{other}quorum none\n")
+    shown = run_command("monitor", "--policy", policy, *common[3:], "--api-key-file", key)
+    assert (shown.exit_code, json_of(shown)["error"]["where"]) == (2, "--api-key-file")
 
 
 def test_metrics_over_http(log: ServedLog, tmp_path: Path) -> None:
