@@ -11,7 +11,7 @@ import typer
 
 from cli.options import From, Json, To
 
-__all__ = ["QUERY_EXAMPLES", "SQL_EXAMPLES", "parse_conditions", "query", "sql"]
+__all__ = ["QUERY_EXAMPLES", "SQL_EXAMPLES", "Where", "parse_conditions", "query", "sql"]
 
 QUERY_EXAMPLES = (
     "tallystick query export-all --by model",
@@ -26,6 +26,13 @@ SQL_EXAMPLES = (
 
 
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of a Parquet export.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Only records with this value; repeat a name for more values. NAME= asks for none.",
+    ),
+]
 
 
 class Dimension(StrEnum):
@@ -57,13 +64,7 @@ class Dimension(StrEnum):
 def query(
     export: Export,
     by: Annotated[list[Dimension] | None, typer.Option(help="Group by; may be repeated.")] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Only records with this value; repeat a name for more values. NAME= asks for none.",
-        ),
-    ] = None,
+    where: Where = None,
     from_: From = None,
     to: To = None,
     percentiles: Annotated[

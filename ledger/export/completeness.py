@@ -3,11 +3,13 @@
 A report can be exact and still leave things out. This says what: per issuer the range of ``seq``, its gaps,
 the records that the issuer itself counted as lost, how long it was silent, what came late, what was
 restated or erased, and the measured energy that no record carries. All from signed statements.
+
+A scope narrows records, not chains: what an issuer lost or was silent about names no model and no tenant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from ledger.core.export_layout import MANIFEST_FILE, Manifest
+from ledger.export.query import Question, conditions
 from ledger.export.reading import open_export
 
 if TYPE_CHECKING:
@@ -41,13 +44,13 @@ class IssuerCoverage:
         statements: how many of that range the export has.
         missing_seqs: ranges of ``seq`` in it that the export has not, as (first, last).
         batches: statements with records of the period.
-        records: records of the period.
+        records: records of the period and scope.
         dropped: records that the issuer says were lost, told in that range.
         heartbeats: signs of life in that range.
         longest_silence_us: the longest time without a statement, within the period: from its begin, if the
             chain is older, to the next statement or its end, if the chain has batches. None: there is none.
-        late_records: registered more than an hour after they ended.
-        corrected_records: with restated figures.
+        late_records: of these, registered more than an hour after they ended.
+        corrected_records: of these, with restated figures.
         erased_records: whose bytes were removed.
         unattributed_uj: measured energy that no record carries, told in that range; None if none was told.
     """
@@ -73,11 +76,13 @@ class Completeness:
     """What the export covers.
 
     ``every_statement`` is what its manifest promises: only then do chains without gaps show that nothing was
-    left out. ``gaps`` says in words what keeps the period from being complete; empty if nothing does.
+    left out. ``gaps`` says in words what keeps the period from being complete; empty if nothing does. With a
+    scope, ``issuers`` are those that logged a record of it, in whatever period.
     """
 
     from_us: int | None
     to_us: int | None
+    where: Mapping[str, Sequence[str]]
     origin: str
     tree_size: int
     every_statement: bool
@@ -89,32 +94,50 @@ class Completeness:
         return asdict(self)
 
 
-def completeness(export: Path, *, from_us: int | None = None, to_us: int | None = None) -> Completeness:
+def completeness(
+    export: Path,
+    *,
+    from_us: int | None = None,
+    to_us: int | None = None,
+    where: Mapping[str, Sequence[str]] | None = None,
+) -> Completeness:
     """What ``export`` covers of the records that started from ``from_us`` to before ``to_us``.
 
     Believe it as far as the export itself: verify that first.
 
+    Args:
+        where: dimension -> values that a record of the scope has one of, as in ``ledger.export.query``.
+
     Raises:
-        InvalidError: the folder holds no export.
+        InvalidError: the folder holds no export, or an unknown dimension.
     """
+    scope = conditions(Question(where=where or {}))
     with open_export(export) as connection:
         manifest = msgspec.json.decode((export / MANIFEST_FILE).read_bytes(), type=Manifest)
         bounds = [from_us if from_us is not None else 0, to_us if to_us is not None else 2**62]
         connection.execute(_STATEMENTS, [*bounds, manifest.origin])  # the log has no records of its own
         end_us = None if to_us is None else min(to_us, manifest.created_us)
-        issuers = tuple(
-            _coverage(connection, row, bounds, from_us, end_us) for row in _fetch(connection, _RANGES)
-        )
+        chains = [
+            _coverage(connection, row, bounds, scope, from_us, end_us) for row in _fetch(connection, _RANGES)
+        ]
         silent = [row["issuer"] for row in _fetch(connection, _SILENT, [bounds[1]])]
+        beside: list[IssuerCoverage] = []
+        if where:
+            found = _fetch(connection, f"SELECT DISTINCT issuer FROM records_corrected{scope[0]}", scope[1])  # noqa: S608
+            inside = {row["issuer"] for row in found}
+            beside = [each for each in chains if each.issuer not in inside]
+            chains = [each for each in chains if each.issuer in inside]
+            silent = [issuer for issuer in silent if issuer in inside]
     every = manifest.scope.statements == "all"
     return Completeness(
         from_us=from_us,
         to_us=to_us,
+        where=where or {},
         origin=manifest.origin,
         tree_size=int(manifest.checkpoint.split("\n")[1]),
         every_statement=every,
-        issuers=issuers,
-        gaps=tuple(_gaps(manifest, from_us, to_us, issuers, silent)),
+        issuers=tuple(chains),
+        gaps=(*_gaps(manifest, from_us, to_us, chains, silent), *_gaps_beside(beside)),
     )
 
 
@@ -161,10 +184,11 @@ HAVING NOT bool_or(bears) AND min(issued_us) < $1 ORDER BY issuer"""
 
 _RECORDS = """
 SELECT count(*) AS records,
-       count(*) FILTER (epoch_us(t.registered_at) - epoch_us(r.ended_at) > $4) AS late,
+       count(*) FILTER (epoch_us(t.registered_at) - epoch_us(r.ended_at) > ?) AS late,
        count(*) FILTER (r.corrected) AS corrected
-FROM records_corrected r JOIN statements t USING (leaf_index)
-WHERE r.issuer = $1 AND epoch_us(r.started_at) >= $2 AND epoch_us(r.started_at) < $3"""
+FROM (SELECT leaf_index, issuer, started_at, ended_at, corrected FROM records_corrected{scope}) r
+     JOIN statements t USING (leaf_index)
+WHERE r.issuer = ? AND epoch_us(r.started_at) >= ? AND epoch_us(r.started_at) < ?"""
 
 _ERASED = """
 SELECT coalesce(sum(len(from_json(e.payload -> '$.positions', '["INTEGER"]'))), 0) AS erased
@@ -176,10 +200,13 @@ def _coverage(
     connection: duckdb.DuckDBPyConnection,
     row: dict[str, Any],
     bounds: list[int],
+    scope: tuple[str, list[Any]],
     from_us: int | None,
     end_us: int | None,
 ) -> IssuerCoverage:
-    (records,) = _fetch(connection, _RECORDS, [row["issuer"], *bounds, LATE_US])
+    clause, values = scope
+    counted = _RECORDS.format(scope=clause)
+    (records,) = _fetch(connection, counted, [LATE_US, *values, row["issuer"], *bounds])
     (erased,) = _fetch(connection, _ERASED, [row["issuer"]])
     return IssuerCoverage(
         issuer=row["issuer"],
@@ -217,8 +244,8 @@ def _gaps(
     manifest: Manifest,
     from_us: int | None,
     to_us: int | None,
-    issuers: tuple[IssuerCoverage, ...],
-    silent: list[str],
+    issuers: Sequence[IssuerCoverage],
+    silent: Sequence[str],
 ) -> Iterator[str]:
     scope = manifest.scope
     if scope.statements != "all":
@@ -239,3 +266,14 @@ def _gaps(
             yield f"{each.issuer}: it was silent for {minutes:,} minutes, without a sign of life"
     for issuer in silent:
         yield f"{issuer}: it has a chain, but nothing of it bears on the period"
+
+
+def _gaps_beside(issuers: Sequence[IssuerCoverage]) -> Iterator[str]:
+    """What issuers without a record of the scope may have kept from it."""
+    for each in issuers:
+        missing = sum(last - first + 1 for first, last in each.missing_seqs)
+        if each.dropped or each.erased_records or missing:
+            yield (
+                f"{each.issuer}: no record of the scope; but {each.dropped:,} records lost, "
+                f"{each.erased_records:,} erased and {missing:,} statements missing, perhaps of it"
+            )

@@ -8,7 +8,7 @@ records that have that figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -148,19 +148,23 @@ def ask(export: Path | duckdb.DuckDBPyConnection, question: Question) -> list[di
     Raises:
         InvalidError: an unknown dimension, or no export.
     """
-    for names, known in ((question.by, DIMENSIONS), (question.where, FILTERS)):
-        for name in names:
-            if name not in known:
-                raise InvalidError(
-                    f"cannot group by or filter on {name!r}",
-                    where="query",
-                    remedy=f"use {', '.join(known)}",
-                    code="bad-parameter",
-                )
+    _check_names(question.by, DIMENSIONS)
+    _check_names(question.where, FILTERS)
     if isinstance(export, Path):
         with open_export(export) as connection:
             return _answer(connection, question)
     return _answer(export, question)
+
+
+def _check_names(names: Iterable[str], known: Mapping[str, str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InvalidError(
+                f"cannot group by or filter on {name!r}",
+                where="query",
+                remedy=f"use {', '.join(known)}",
+                code="bad-parameter",
+            )
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, question: Question) -> list[dict[str, Any]]:
@@ -220,7 +224,12 @@ def _view(question: Question) -> str:
 
 
 def conditions(question: Question) -> tuple[str, list[Any]]:
-    """The question's filters as a WHERE clause (empty without any) and its parameters."""
+    """The question's filters as a WHERE clause (empty without any) and its parameters.
+
+    Raises:
+        InvalidError: an unknown dimension, or a time that is none.
+    """
+    _check_names(question.where, FILTERS)
     parts: list[str] = []
     parameters: list[Any] = []
     for operator, bound in ((">=", question.from_us), ("<", question.to_us)):

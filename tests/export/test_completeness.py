@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from ledger.core.errors import InvalidError
 from ledger.export.completeness import _silences, completeness
 from ledger.export.parquet import ExportSummary, export_parquet
 from tests.build import START_US
@@ -34,6 +35,30 @@ def test_a_period(export: ExportSummary, ledger: Ledger) -> None:
     expected = Counter(i for *_, i, r in ledger.records if from_us <= r.started_us < to_us)
     assert Counter({each.issuer: each.records for each in told.issuers if each.records}) == expected
     assert all(each.first_seq > 0 for each in told.issuers if each.batches)
+
+
+def test_a_scope(export: ExportSummary, ledger: Ledger) -> None:
+    """Records of the scope are counted; chains are told whole, of the issuers that logged such records."""
+    whole = {each.issuer: each for each in completeness(Path(export.directory)).issuers}
+    tenants = {r.tenant for *_, r in ledger.records if r.tenant is not UNSET}
+    tenant = min(tenants)
+    told = completeness(Path(export.directory), where={"tenant": [tenant]})
+    counted = Counter(issuer for _, _, issuer, r in ledger.records if r.tenant == tenant)
+    assert {each.issuer: each.records for each in told.issuers} == counted
+    for each in told.issuers:
+        assert each.records < whole[each.issuer].records
+        assert (each.first_seq, each.last_seq, each.dropped) == (
+            whole[each.issuer].first_seq,
+            whole[each.issuer].last_seq,
+            whole[each.issuer].dropped,
+        )
+    nobody = completeness(Path(export.directory), where={"tenant": ["nobody"]})
+    assert nobody.issuers == ()
+    lossy = {each.issuer for each in whole.values() if each.dropped}
+    assert lossy
+    assert {gap.split(":")[0] for gap in nobody.gaps if "no record of the scope" in gap} >= lossy
+    with pytest.raises(InvalidError, match="cannot group by or filter on 'colour'"):
+        completeness(Path(export.directory), where={"colour": ["red"]})
 
 
 @pytest.mark.parametrize(
