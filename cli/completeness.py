@@ -34,8 +34,8 @@ def completeness(
     It reads what issuers signed; run `tallystick verify` on the export first, to know if it can be believed.
 
     With --json: from_us, to_us, where, origin, tree_size, every_statement, issuers (issuer, first_seq,
-    last_seq, statements, missing_seqs, batches, records, dropped, heartbeats, longest_silence_us, late_records,
-    corrected_records, erased_records, unattributed_uj) and gaps, in words; empty if there are none.
+    last_seq, statements, missing_seqs, batches, records, dropped, heartbeats, longest_silence_us,
+    late_records, corrected_records, erased_records, unattributed_uj) and gaps, in words; empty if none.
     """
     from cli import figures
     from cli.output import note, print_json, printable, table
