@@ -327,7 +327,7 @@ def test_a_file_size_limit_is_a_full_disk(spool_dir: Path) -> None:
             spool=spool_dir,
             issuer="tests.example",
             deployment=make_deployment(),
-            max_age_s=0.0,
+            max_age_s=0.5,  # in one batch, larger than the limit
             queue_limit=100,
         )
         recorder.record(**report())

@@ -134,6 +134,10 @@ def _request(connection: socket.socket) -> bytes:
             return data
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in head.lower():  # unread, it would have the connection reset
+        while not data.endswith(b"0\r\n\r\n") and (piece := connection.recv(65536)):
+            data += piece
+        return data
     length = next(
         (
             int(line.split(b":")[1])

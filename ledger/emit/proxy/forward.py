@@ -177,6 +177,9 @@ class Forwarder:
             await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
             return
         await body.begin()
+        if body.too_long:
+            await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
+            return
         sending = asyncio.ensure_future(self._exchange(scope, path, headers, body, send))
         watching = asyncio.ensure_future(body.until_client_is_gone())
         try:
@@ -237,6 +240,7 @@ class _Body:
     async def begin(self) -> None:
         message = await self._receive()
         self._first = message.get("body", b"")
+        self.too_long = len(self._first) > self._limit
         self._more = bool(message.get("more_body"))
         if not self._more:
             self._sent.set()
