@@ -384,17 +384,34 @@ def test_a_second_writer_is_seen(world: World) -> None:
     check_tree(world)
 
 
+FULL = {
+    "sqlite": (
+        ["create trigger no_room before insert on checkpoint begin select raise(abort, 'no space'); end"],
+        "drop trigger no_room",
+    ),
+    "postgresql": (
+        [
+            "create function no_room() returns trigger language plpgsql as "
+            "$$ begin raise exception 'no space'; end $$",
+            "create trigger no_room before insert on checkpoint execute function no_room()",
+        ],
+        "drop trigger no_room on checkpoint",
+    ),
+}
+"""Statements after which no checkpoint can be written, and one that ends it."""
+
+
 def test_a_failing_database_refuses_all_and_loses_nothing(world: World) -> None:
+    fill, empty = FULL[world.store.engine.dialect.name]
     with world.store.write() as connection:
-        connection.execute(
-            text("create trigger full before insert on checkpoint begin select raise(abort, 'no space'); end")
-        )
+        for statement in fill:
+            connection.execute(text(statement))
     prepared = world.prepare(world.issuer.heartbeat())
     with pytest.raises(UnavailableError) as caught:
         world.sequencer.submit(prepared).result(timeout=10)
     assert caught.value.code == "storage-failed"
     with world.store.write() as connection:
-        connection.execute(text("drop trigger full"))
+        connection.execute(text(empty))
     assert world.sequencer.submit(prepared).result(timeout=10).fresh
     check_tree(world)
 
