@@ -113,6 +113,12 @@ class Running:
             if response.status != 201:
                 raise RuntimeError(f"{response.status} {receipt[:300]!r}")
 
+    def size(self) -> int:
+        """How many leaves its log has."""
+        connection = self.connect()
+        connection.request("GET", "/log")
+        return int(json.loads(connection.getresponse().read())["size"])
+
     def stop(self) -> None:
         """Stop it as an operator would."""
         self.process.terminate()
@@ -124,18 +130,15 @@ def over_http(chains: list[Chain], records: int, folder: Path) -> float:
     service = Running(folder, chains)
     try:
         threads = [threading.Thread(target=service.send, args=(chain,)) for chain in chains]
+        expected = service.size() + sum(len(chain.bodies) for chain in chains)
         begun = time.perf_counter()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         seconds = time.perf_counter() - begun
-        connection = service.connect()
-        connection.request("GET", "/log")
-        size = int(json.loads(connection.getresponse().read())["size"])
-        expected = 1 + len(chains) + sum(len(chain.bodies) for chain in chains)
-        if size != expected:
-            raise RuntimeError(f"{size} leaves instead of {expected}")
+        if service.size() != expected:
+            raise RuntimeError(f"{service.size()} leaves instead of {expected}")
     finally:
         service.stop()
     return records / seconds

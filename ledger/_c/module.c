@@ -191,25 +191,19 @@ static int64_t token_of(PyObject *item) {
     return overflow || value > UINT32_MAX ? -1 : value;
 }
 
-/* Plain integers within 32 bits; 0 if there is anything else. No Python code runs in between. Eight at a time, with
- * one branch for all: serving threads wait for this. */
+/* Plain integers within 32 bits; 0 if there is anything else. No Python code runs in between. Serving threads wait
+ * for this. */
 static int pack_items(PyObject *const *items, Py_ssize_t count, uint8_t *out) {
-    for (Py_ssize_t i = 0; i < count;) {
-        int are_short = count - i >= 8;
-        for (int j = 0; are_short && j < 8; j++)
-            are_short &= PyLong_CheckExact(items[i + j]);
-        for (int j = 0; are_short && j < 8; j++) /* only now: other objects may have no size to be read */
-            are_short &= IS_SHORT(items[i + j]);
-        if (are_short) {
-            for (int j = 0; j < 8; j++)
-                store_le32(out + 4 * (i + j), SHORT_VALUE(items[i + j]));
-            i += 8;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        /* The type first: other objects may have no size to be read. */
+        if (PyLong_CheckExact(items[i]) && IS_SHORT(items[i])) {
+            store_le32(out + 4 * i, SHORT_VALUE(items[i]));
             continue;
         }
         const int64_t value = token_of(items[i]);
         if (value < 0)
             return 0;
-        store_le32(out + 4 * i++, (uint32_t)value);
+        store_le32(out + 4 * i, (uint32_t)value);
     }
     return 1;
 }

@@ -43,6 +43,9 @@ _logger = logging.getLogger("tallystick.emit")
 _FULL_POLL_S = 0.005
 _MANY_MARKS = 4096
 """Beginnings that may wait for the sealer before it is woken for their sake."""
+_MANY_REPORTS = 16_384
+"""Reports that wait as they were given. What comes after them waits for longer: its ids are packed, which
+costs the serving thread a third of a microsecond more, and take a tenth of the memory."""
 _SEAL, _SEND, _METER = "tallystick-seal", "tallystick-send", "tallystick-meter"
 _MIN_WINDOW_S = 0.01
 _SEAL_AT_LEAST_S = 1.0
@@ -296,13 +299,16 @@ class Recorder:
         inbox = self._inbox
         record_id = inbox.ids.new() if id is None else id
         queue = inbox.queue
-        if len(queue) >= self._limit and not self._wait_for_room(inbox):
+        waiting = len(queue)
+        if waiting >= self._limit and not self._wait_for_room(inbox):
             if id is not None:
                 inbox.marks.append((id, time.monotonic_ns(), LOST))
             return record_id
-        packed = pack_pair(input_ids, output_ids)
-        if packed is not None:
-            input_ids = output_ids = None
+        packed = None
+        if waiting >= _MANY_REPORTS:
+            packed = pack_pair(input_ids, output_ids)
+            if packed is not None:
+                input_ids = output_ids = None
         queue.append(
             (
                 record_id,
