@@ -72,6 +72,12 @@ def fits(printed: tuple[str, ...], output: str) -> bool:
     return re.fullmatch("".join(parts), "".join(f"{line}\n" for line in lines(output))) is not None
 
 
+def reader() -> dict[str, str]:
+    """The environment of somebody who follows a page: our commands in the path, no settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TALLYSTICK_")}
+    return environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+
+
 def test_there_is_one_for_every_reader() -> None:
     assert {page.stem for page in GUIDES} == READERS
 
@@ -128,14 +134,12 @@ def test_guide_line_by_line(page: Path, demo: Path, tmp_path: Path) -> None:
         f"{{\n{step.command}\n}} >{told}/{n}.out 2>{told}/{n}.err\necho $? >{told}/{n}.code\n"
         for n, step in enumerate(wanted)
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TALLYSTICK_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     subprocess.run(
         ["bash"],
         input=script,
         text=True,
         cwd=work,
-        env=environment,
+        env=reader(),
         timeout=280,
         check=False,
         capture_output=True,

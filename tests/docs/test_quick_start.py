@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.children import free_port, is_answering, running
-from tests.docs.test_guides import fits
+from tests.docs.test_guides import fits, reader
 from tests.docs.test_pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "quick-start.md"
@@ -27,9 +26,6 @@ def test_quick_start_line_by_line(tmp_path: Path) -> None:
     recorded, listed = blocks(PAGE, "text")
     (tmp_path / "record.py").write_text(program.replace(PORT, port), encoding="utf-8")
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TALLYSTICK_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-
     def run(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", "-e"],
@@ -37,7 +33,7 @@ def test_quick_start_line_by_line(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=environment,
+            env=reader(),
             timeout=120,
             check=False,
         )
