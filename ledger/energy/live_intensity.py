@@ -91,7 +91,7 @@ class LiveFactors:
         self._one_fetch = threading.Lock()  # held while the service is asked
         self._lock = threading.Lock()  # guards everything below
         self._live: FactorSet | None = None
-        self._next_s = 0.0
+        self._asked_s = self._next_s = 0.0
         self._fetching: threading.Thread | None = None
         self._made: deque[float] = deque()
         self._complained_s = -_COMPLAIN_S
@@ -102,7 +102,7 @@ class LiveFactors:
             self._forget_parent()
         now = self._now_s()
         live = self._live
-        if now >= self._next_s or (live is not None and not _holds(live, now)):
+        if self._is_due(now) or (live is not None and not _holds(live, now)):
             self._fetch_soon(now)
             live = self._live
         return live if live is not None and _holds(live, now) else self.base
@@ -113,13 +113,20 @@ class LiveFactors:
         live = self._live
         return live is not None and _holds(live, self._now_s())
 
+    def _is_due(self, now: float) -> bool:
+        """Whether it is time to fetch: also when the clock was stepped back behind the last time."""
+        return not self._asked_s <= now < self._next_s
+
+    def _wait(self, now: float, seconds: float) -> None:
+        self._asked_s, self._next_s = now, now + seconds
+
     def _fetch_soon(self, now: float) -> None:
         with self._lock:
             if self._live is None:
                 self._adopt(self._stored(), now)  # another process may have fetched it
-            if now < self._next_s or (self._fetching is not None and self._fetching.is_alive()):
+            if not self._is_due(now) or (self._fetching is not None and self._fetching.is_alive()):
                 return
-            self._next_s = now + RETRY_S  # until the thread knows better
+            self._wait(now, RETRY_S)  # until the thread knows better
             thread = threading.Thread(target=self._fetch, name="tallystick-intensity", daemon=True)
             with contextlib.suppress(RuntimeError):  # at the interpreter's end none can be started
                 thread.start()
@@ -129,14 +136,14 @@ class LiveFactors:
         """Fetch, keep, and say when to come again. Never raises."""
         try:
             with self._one_fetch:
-                made = self._stored() if self._age_s() < self._refresh_s else None
+                made = self._stored() if 0 <= self._age_s() < self._refresh_s else None
                 if made is None or not _holds(made, self._now_s()):
                     made = with_reading(self.base, self._service.latest(), holds_s=self._holds_s)
                     self._store(made)
             now = self._now_s()
             with self._lock:
                 self._adopt(made, now)
-                self._next_s = now + self._refresh_s
+                self._wait(now, self._refresh_s)
             if not _holds(made, now):
                 self._complain("the newest reading is too old; the static factors are used")
         except TallystickError as error:
@@ -148,7 +155,7 @@ class LiveFactors:
         """Use a set from now on, unless too many were new this hour. Under the lock."""
         if made is None or made == self._live or not _holds(made, now):
             return
-        while self._made and self._made[0] <= now - _HOUR_S:
+        while self._made and not now - _HOUR_S < self._made[0] <= now:
             self._made.popleft()
         if len(self._made) < self._max_per_hour:
             self._made.append(now)

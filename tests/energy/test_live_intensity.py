@@ -261,6 +261,17 @@ def test_it_gives_the_static_set_first_and_the_live_one_once_it_is_there(server:
     assert len(server.asked) == 2
 
 
+def test_a_clock_that_is_stepped_back_does_not_stop_readings(server: Server) -> None:
+    server.answers[MAPS] = (200, latest())
+    clock = Clock()
+    live = LiveFactors(BASE, ElectricityMaps(KEY, "FR", url=server.url), max_per_hour=1, now_s=clock)
+    settled(live)
+    clock.s -= 3600
+    server.answers[MAPS] = (200, latest(84, datetime.fromtimestamp(clock.s, UTC).isoformat()))
+    assert settled(live).intensity_ug_per_kwh == 84_000_000
+    assert len(server.asked) == 2
+
+
 def test_it_falls_back_and_complains_once_when_the_service_is_away(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
