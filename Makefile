@@ -129,9 +129,8 @@ engines: $(ENGINES_STAMP) ## Run the tests that need a heavy engine
 
 .PHONY: bench-engines
 bench-engines: $(ENGINES_STAMP) ## Measure what recording takes of the engines' throughput
-	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m benchmarks.engines_vllm
-	$(ENGINES)/bin/python -m benchmarks.engines_transformers
-	$(ENGINES)/bin/python -m benchmarks.engines_llamacpp
+	env -u PYTHONDONTWRITEBYTECODE $(ENGINES)/bin/python -m benchmarks \
+	  engines_vllm_serve engines_vllm engines_transformers engines_llamacpp
 
 .PHONY: litellm
 litellm: $(LITELLM_STAMP) ## Run the tests that need LiteLLM or the SDKs of providers

@@ -1,6 +1,6 @@
 """What the vLLM plugin takes of vLLM's throughput: one engine, recorded and not in turns, in one process.
 
-Run by ``make bench-engines``, or by ``python -m benchmarks.engines_vllm [PAIRS [MODEL]]`` in its environment.
+Run by ``make bench-engines``, or by ``python -m benchmarks.engines_vllm [PAIRS [MODEL]]``.
 Each half of a pair generates the same requests, with the lengths of production conversations (see
 ``tests/engines/conversations.py``), and ends when all its records are on disk. The order within a pair
 alternates. The default model is a Llama of two layers: its steps are so short that what the frontend does
@@ -10,13 +10,11 @@ runs in another.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 PAIRS = 15
@@ -77,17 +75,15 @@ def run(pairs: int = PAIRS, model: str | None = None) -> dict[str, Any]:
     assert status.dropped == 0
     ratios = [plain / recorded for recorded, _, plain, _ in rows]
     quarters = statistics.quantiles(ratios, n=4)
-    return {
+    return seam() | {
+        "throughput_ratio": statistics.median(ratios),
+        "throughput_ratio_q1": quarters[0],
+        "throughput_ratio_q3": quarters[2],
+        "requests_per_s": REQUESTS / statistics.median(row[0] for row in rows),
+        "requests_per_s_without": REQUESTS / statistics.median(row[2] for row in rows),
+        "cpu_us_per_request_more": statistics.median((row[1] - row[3]) / REQUESTS * 1e6 for row in rows),
+        "cpu_us_per_request_without": statistics.median(row[3] for row in rows) / REQUESTS * 1e6,
         "pairs": pairs,
-        "requests_each": REQUESTS,
-        "throughput_ratio": round(statistics.median(ratios), 4),
-        "throughput_ratio_quartiles": [round(quarters[0], 4), round(quarters[2], 4)],
-        "requests_per_s_recorded": round(REQUESTS / statistics.median(row[0] for row in rows)),
-        "requests_per_s_plain": round(REQUESTS / statistics.median(row[2] for row in rows)),
-        "cpu_us_per_request_more": round(
-            statistics.median((row[1] - row[3]) / REQUESTS * 1e6 for row in rows), 1
-        ),
-        "cpu_us_per_request_plain": round(statistics.median(row[3] for row in rows) / REQUESTS * 1e6, 1),
     }
 
 
@@ -138,13 +134,12 @@ def seam(rounds: int = 15, requests: int = 64, prompt: int = 512, answer: int = 
         cpu(plain), cpu(hooked)
         pairs = [(cpu(plain), cpu(hooked)) for _ in range(rounds)]
     return {
-        "thread_us_per_request_plain": round(statistics.median(each[0] for each in pairs), 1),
-        "thread_us_per_request_more": round(statistics.median(each[1] - each[0] for each in pairs), 1),
+        "hook_thread_us": statistics.median(each[1] - each[0] for each in pairs),
+        "hook_thread_us_without": statistics.median(each[0] for each in pairs),
     }
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    print(json.dumps(seam()), flush=True)
-    figures = run(int(given[0]) if given else PAIRS, given[1] if len(given) > 1 else None)
-    print(json.dumps({"model": Path(given[1]).name if len(given) > 1 else "tiny-llama"} | figures, indent=1))
+    for label, value in run(int(given[0]) if given else PAIRS, *given[1:2]).items():
+        print(f"{label:28}{value:12.4g}")

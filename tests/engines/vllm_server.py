@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import urllib3
 
 from tests.engines.real_ledger import Ledger
@@ -39,7 +40,7 @@ def environment(ledger: Ledger | None = None) -> dict[str, str]:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class VllmServer:
     """A running server."""
 
@@ -56,6 +57,12 @@ class VllmServer:
             for given, value in re.findall(rf"^{re.escape(name)}\{{(.*)\}} (\S+)$", text, re.MULTILINE)
             if wanted <= set(given.split(","))
         )
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far of all its processes."""
+        server = psutil.Process(self.process.pid)
+        times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
     def stop(self, timeout_s: float = 90.0) -> int:
         """Ask it to end, as an orchestrator would; return its exit code."""
