@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PAIRS = 5
+PAIRS = 4
 REQUESTS = 500
 _ANSWERED_OF_TEN = 7
 

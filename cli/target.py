@@ -188,12 +188,9 @@ class LocalLedger:
 
     def add_issuer(self, issuer: str, key: PublicKey, tenant: str | None = None) -> dict[str, Any]:
         """See ``Ledger``."""
-        from ledger.store.tenancy import bind_issuer
-
-        deed = None if tenant is None else lambda connection, _: bind_issuer(connection, issuer, tenant)
         with self._sequencer() as sequencer:
             known = any(each["issuer"] == issuer for each in self.issuers())
-            registration = sequencer.add_key(issuer, key, rotate=known, deed=deed).result()
+            registration = sequencer.add_key(issuer, key, rotate=known, tenant=tenant).result()
         return {"issuer": issuer, "kid": key.kid.hex(), "leaf_index": registration.leaf_index}
 
     def revoke_key(self, issuer: str, kid: str, reason: str | None) -> dict[str, Any]:

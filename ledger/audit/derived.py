@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from ledger.audit.batches import BatchFacts, Key
 from ledger.audit.index import IndexAudit
@@ -21,7 +22,7 @@ from ledger.audit.tables import compare_rows, place, same, shown
 from ledger.audit.tree import TreeAudit
 from ledger.core.checkpoint import Checkpoint
 from ledger.core.errors import UnavailableError
-from ledger.core.statements import Admin
+from ledger.core.statements import Admin, IssuerKey, Payload
 
 __all__ = ["DerivedAudit"]
 
@@ -45,7 +46,7 @@ class DerivedAudit:
         self._rollups: dict[Key, list[int]] = {}
         self._pending: defaultdict[Key, list[list[int]]] = defaultdict(list)
         self._pending_count = 0
-        self._acts: dict[Any, Admin] = {}
+        self._acts: dict[Any, tuple[str, str]] = {}  # what was done, and the SHA-256 of its particulars
         self._settings = SettingsAudit()
         self._granted: dict[Any, tuple[Any, Any, Any]] = {}  # API key -> scopes, tenant, token SHA-256
         self._withdrawn: set[Any] = set()  # API keys
@@ -81,9 +82,12 @@ class DerivedAudit:
         self._pending.clear()
         self._pending_count = 0
 
-    def act(self, leaf_index: int, act: Admin) -> None:
-        """Note an administrative act, whose particulars are in a table."""
-        self._acts[leaf_index] = act
+    def note_act(self, leaf_index: int, payload: Payload) -> None:
+        """Note a statement if it is an administrator's act, whose particulars are in a table."""
+        if isinstance(payload, Admin):
+            self._acts[leaf_index] = payload.action, payload.detail
+        elif isinstance(payload, IssuerKey) and payload.detail is not UNSET:
+            self._acts[leaf_index] = f"issuer-key.{payload.action}", payload.detail
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -142,16 +146,18 @@ class DerivedAudit:
             where = place("admin_act", leaf_index)
             if act is None:
                 self._findings.add("row-extra", where, "nothing in the log leads to this row")
-            elif not isinstance(detail, bytes) or sha256(detail).hexdigest() != act.detail:
+                continue
+            action, digest = act
+            if not isinstance(detail, bytes) or sha256(detail).hexdigest() != digest:
                 self._findings.add(
-                    "row-differs", f"{where}.detail", f"is not what the log's key signed: {act.detail}"
+                    "row-differs", f"{where}.detail", f"is not what the log's key signed: {digest}"
                 )
-                self._settings.lost(act.action)
+                self._settings.lost(action)
             else:
                 self._note_key(detail)
-                self._settings.said(act.action, detail)
-        for leaf_index, act in self._acts.items():
-            self._settings.lost(act.action)
+                self._settings.said(action, detail)
+        for leaf_index, (action, _) in self._acts.items():
+            self._settings.lost(action)
             self._findings.add(
                 "row-missing",
                 place("admin_act", leaf_index),

@@ -32,7 +32,7 @@ from ledger.core.log_keys import parse_log_keys, public_of_log_key
 from ledger.core.merkle import leaf_hash
 from ledger.core.note import VerifierKey, parse_vkey
 from ledger.core.policy import Policy
-from ledger.core.statements import Admin, Batch, Erasure
+from ledger.core.statements import Batch, Erasure
 
 __all__ = ["audit", "parse_log_key"]
 
@@ -306,8 +306,8 @@ class _Run:
             return leaf.block is not None, None
         self._leaves.check(leaf, statement, agreed)
         self._leaves.check_columns(leaf, statement)
-        if self._derived is not None and isinstance(statement.payload, Admin):
-            self._derived.act(leaf.index, statement.payload)
+        if self._derived is not None:
+            self._derived.note_act(leaf.index, statement.payload)
         if isinstance(statement.payload, Erasure):
             self._erasures.said(statement.payload, by_log=statement.issuer == self._leaves.origin)
         if not isinstance(statement.payload, Batch):

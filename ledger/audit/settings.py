@@ -1,7 +1,8 @@
-"""Compares the operator's settings that decide what may be erased with the acts that set them.
+"""Compares the operator's settings with the acts that set them: what may be erased, whose issuer is whose.
 
-Legal holds and retention policies are kept in plain tables, which nothing else leads to; but each was set by
-an act that the log's key signed. When a hold was placed and lifted is not in the act, and is not compared.
+Legal holds, retention policies and issuers' tenants are kept in plain tables, which nothing else leads to;
+but each was set by an act that the log's key signed. When a hold was placed and lifted is not in the act, and
+is not compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from ledger.audit.sources import Row
 __all__ = ["SettingsAudit"]
 
 
+_TABLES = {"hold": "legal_hold", "retention": "retention_policy", "issuer-key": "issuer_tenant"}
+
+
 class SettingsAudit:
     """What must be in force by the acts so far. Owned by the one thread that audits.
 
@@ -24,12 +28,16 @@ class SettingsAudit:
     """
 
     def __init__(self) -> None:
-        self.expected: dict[str, dict[Row, Row]] = {"legal_hold": {}, "retention_policy": {}}
+        self.expected: dict[str, dict[Row, Row]] = {
+            "legal_hold": {},
+            "retention_policy": {},
+            "issuer_tenant": {},
+        }
         self.undecided: set[str] = set()
 
     def said(self, action: str, detail: bytes) -> None:
         """Follow one act, whose particulars are those that the log's key signed."""
-        holds, policies = self.expected.values()
+        holds, policies, tenants = self.expected.values()
         try:
             told: dict[str, Any] = msgspec.json.decode(detail, type=dict[str, Any])
             if action == "hold.place":
@@ -42,11 +50,13 @@ class SettingsAudit:
                 policies[key] = (*key, told["keep_days"])
             elif action == "retention.remove":
                 policies.pop((told["tenant"], told["kind"]), None)
+            elif action in ("issuer-key.add", "issuer-key.rotate") and "tenant" in told:
+                tenants[told["issuer"],] = told["issuer"], told["tenant"]
         except (msgspec.DecodeError, KeyError, TypeError, UnicodeError):
             return  # signed as it is: an act of another version
 
     def lost(self, action: str) -> None:
         """Note that the particulars of an act are gone or changed."""
-        table = {"hold": "legal_hold", "retention": "retention_policy"}.get(action.partition(".")[0])
+        table = _TABLES.get(action.partition(".")[0])
         if table is not None:
             self.undecided.add(table)

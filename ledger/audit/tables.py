@@ -86,6 +86,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "legal_hold": ("id", "tenant", "from_us", "to_us", "reason", "lifted_s"),
     "retention_policy": ("tenant", "kind", "keep_days"),
+    "issuer_tenant": ("issuer", "tenant"),
 }
 """What is compared of tables that acts in the log set: see ``settings``. Of ``lifted_s``: is there one?"""
 
@@ -104,6 +105,7 @@ KEYS: Mapping[str, int] = {
     "admin_act": 1,
     "legal_hold": 1,
     "retention_policy": 2,
+    "issuer_tenant": 1,
 }
 """How many of a table's first columns are its primary key."""
 
@@ -115,7 +117,6 @@ NO_EVIDENCE = frozenset(
         "budget_reservation",
         "budget_use",
         "invite",
-        "issuer_tenant",
         "witnessed",
     }
 )

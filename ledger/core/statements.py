@@ -192,7 +192,8 @@ class IssuerKey(_Statement, frozen=True, tag="key"):
     """An issuer's key was added, rotated (added beside the old ones) or revoked. Signed by the log's key.
 
     ``key`` is the COSE_Key in hex (deterministic encoding), ``kid`` its thumbprint. A revoked key's
-    statements are refused from this leaf on; what it signed before stays valid.
+    statements are refused from this leaf on; what it signed before stays valid. ``detail`` is the SHA-256
+    of who did it and for which tenant, as an act's; a change of the log's own key has none.
     """
 
     action: Literal["add", "rotate", "revoke"]
@@ -202,6 +203,7 @@ class IssuerKey(_Statement, frozen=True, tag="key"):
         Annotated[str, Meta(max_length=4096, extra_json_schema={"pattern": "^([0-9a-f]{2})+$"})] | UnsetType
     ) = UNSET
     reason: Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType = UNSET
+    detail: Hex32 | UnsetType = UNSET
 
 
 class Acknowledgement(_Statement, frozen=True, tag="acknowledgement"):

@@ -197,6 +197,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "kid": "Thumbprint of the key (RFC 9679), hex.",
         "key": "The COSE_Key in deterministic CBOR, hex; absent exactly where the action is revoke.",
         "reason": "Why.",
+        "detail": "SHA-256 of who did it, and for which tenant: salted canonical JSON kept beside the log.",
     },
     "Acknowledgement": {
         **_CHAIN,

@@ -28,6 +28,7 @@ from ledger.core.errors import InvalidError, RefusedError
 from ledger.service.auth_caller import SCOPES, ApiKeyInfo
 from ledger.service.auth_tokens import Tokens, looks_like_jwt
 from ledger.store import Store
+from ledger.store.acts import OPERATOR
 from ledger.store.tables import ApiKey
 from ledger.store.tenancy import check_tenant, other_tenant
 
@@ -36,6 +37,7 @@ __all__ = [
     "ApiKeyInfo",
     "ApiKeys",
     "NewApiKey",
+    "actor_of",
     "caller_of",
     "create_api_key",
     "list_api_keys",
@@ -311,6 +313,12 @@ def caller_of(scope: Mapping[str, Any]) -> ApiKeyInfo | None:
     """Who makes the request of this ASGI scope; None before ``require`` let it pass, or for nobody."""
     found = scope.get(_CALLER)
     return found if isinstance(found, ApiKeyInfo) else None
+
+
+def actor_of(request: Request) -> str:
+    """How the trail of acts names the caller: the id of its API key."""
+    caller = caller_of(request.scope)
+    return OPERATOR if caller is None else caller.id
 
 
 def tenant_of(request: Request) -> str | None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from ledger.core.cose import decode_cbor
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PublicKey, parse_cose_key
 from ledger.core.statements import check_issuer_id
-from ledger.service.auth import caller_of, require
+from ledger.service.auth import actor_of, require
 from ledger.service.auth_tokens import looks_like_jwt
 from ledger.service.issuers import is_known
 from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
@@ -32,6 +35,8 @@ router = APIRouter(tags=["enrolment"], route_class=StrictRoute)
 _KID = "6f1c2e90a37b5d4480cf1d92ab34ef5671829304a5b6c7d8e9f00112233445ff"
 _DAY_S = 86_400
 _MAX_ACTS = 1_000
+_INVITED_ONE = "invited"
+"""Who acts, in the trail, where an invitation gave the right to."""
 
 
 class NewInvitation(BaseModel):
@@ -141,9 +146,8 @@ async def invite_issuer(request: Request) -> Invitation:
     service = service_of(request)
     wanted = parse(NewInvitation, await json_body(request))
     _refuse_own(service, wanted.issuer)
-    caller = caller_of(request.scope)
     token, info, statement = enrolment.new_invite(
-        wanted.issuer, tenant=wanted.tenant, valid_s=wanted.valid_s, by=caller.id if caller else "operator"
+        wanted.issuer, tenant=wanted.tenant, valid_s=wanted.valid_s, by=actor_of(request)
     )
     await asyncio.shield(asyncio.wrap_future(service.sequencer.log_own(statement)))
     return Invitation(
@@ -181,11 +185,21 @@ async def enrol_key(request: Request) -> Enrolled:
     service = service_of(request)
     wanted = parse(NewEnrolment, await json_body(request))
     key = parse_cose_key(decode_cbor(bytes.fromhex(wanted.cose_key), where="cose_key"), where="cose_key")
-    issuer, tenant, deed = await run_in_threadpool(_judge, service, wanted, key)
-    known = await run_in_threadpool(is_known, service, issuer)
-    future = service.sequencer.add_key(issuer, key, rotate=known, deed=deed)
+    right = await run_in_threadpool(_judge, service, wanted, key)
+    known = await run_in_threadpool(is_known, service, right.issuer)
+    future = service.sequencer.add_key(
+        right.issuer,
+        key,
+        rotate=known,
+        tenant=right.tenant,
+        invite=right.invite,
+        deed=right.use,
+        by=right.by,
+    )
     registration = await asyncio.shield(asyncio.wrap_future(future))
-    return Enrolled(issuer=issuer, tenant=tenant, kid=key.kid.hex(), leaf_index=registration.leaf_index)
+    return Enrolled(
+        issuer=right.issuer, tenant=right.tenant, kid=key.kid.hex(), leaf_index=registration.leaf_index
+    )
 
 
 @router.get(
@@ -218,8 +232,19 @@ def list_acts(
     )
 
 
-def _judge(service: Service, wanted: NewEnrolment, key: PublicKey) -> tuple[str, str | None, Any]:
-    """Issuer, tenant, and what goes with logging the key.
+@dataclass(frozen=True)
+class _Right:
+    """What a token lets its holder enrol: ``invite`` is its id, and ``use`` uses it up."""
+
+    issuer: str
+    tenant: str | None
+    invite: str
+    by: str
+    use: Callable[[Connection], None]
+
+
+def _judge(service: Service, wanted: NewEnrolment, key: PublicKey) -> _Right:
+    """By which right a key is to be enrolled.
 
     Raises:
         RefusedError: ``wrong-invite`` or ``bad-proof``.
@@ -232,18 +257,19 @@ def _judge(service: Service, wanted: NewEnrolment, key: PublicKey) -> tuple[str,
         if grant.enrol is None:
             raise enrolment.wrong_invite()
         issuer, tenant = grant.enrol, grant.caller.tenant
-        deed = enrolment.use_token(wanted.token, issuer, tenant, grant.expires_s, key)
+        use = enrolment.use_token(wanted.token, issuer, tenant, grant.expires_s, key)
+        right = _Right(issuer, tenant, enrolment.token_id(wanted.token), grant.caller.id, use)
     else:
         with service.store.read() as connection:
             info = enrolment.find_invite(connection, wanted.token)
-        issuer, tenant, deed = info.issuer, info.tenant, enrolment.use_invite(info, key)
-    _refuse_own(service, issuer)
+        right = _Right(info.issuer, info.tenant, info.id, _INVITED_ONE, enrolment.use_invite(info, key))
+    _refuse_own(service, right.issuer)
     try:
         proof = base64.b64decode(wanted.proof, validate=True)
     except (binascii.Error, ValueError):
         proof = b""
-    enrolment.check_proof(proof, service.origin, wanted.token, issuer, key)
-    return issuer, tenant, deed
+    enrolment.check_proof(proof, service.origin, wanted.token, right.issuer, key)
+    return right
 
 
 def _refuse_own(service: Service, issuer: str) -> None:

@@ -14,13 +14,13 @@ from ledger.core.cose import decode_cbor, encode_cbor
 from ledger.core.errors import InvalidError, RefusedError
 from ledger.core.keys import PublicKey, parse_cose_key, parse_public_pem
 from ledger.core.statements import check_issuer_id
-from ledger.service.auth import require, tenant_of
+from ledger.service.auth import actor_of, require, tenant_of
 from ledger.service.json_bodies import BODY_CODES, JSON, json_body, parse
 from ledger.service.openapi import answers, examples
 from ledger.service.routes import StrictRoute
 from ledger.service.runtime import Service, service_of
 from ledger.store import queries
-from ledger.store.tenancy import bind_issuer, check_tenant, own_issuers
+from ledger.store.tenancy import check_tenant, own_issuers
 
 __all__ = ["is_known", "router"]
 
@@ -210,14 +210,11 @@ async def add_issuer_key(request: Request) -> KeyChange:
     key = _public_key(wanted)
     check_issuer_id(wanted.issuer)
     known = await run_in_threadpool(is_known, service, wanted.issuer)
-    tenant, deed = wanted.tenant, None
-    if tenant is not None:
-        check_tenant(tenant)
-
-        def deed(connection: Connection, _: int) -> None:
-            bind_issuer(connection, wanted.issuer, tenant)
-
-    future = service.sequencer.add_key(wanted.issuer, key, rotate=known, deed=deed)
+    if wanted.tenant is not None:
+        check_tenant(wanted.tenant)
+    future = service.sequencer.add_key(
+        wanted.issuer, key, rotate=known, tenant=wanted.tenant, by=actor_of(request)
+    )
     registration = await asyncio.shield(asyncio.wrap_future(future))
     return KeyChange(issuer=wanted.issuer, kid=key.kid.hex(), leaf_index=registration.leaf_index)
 
@@ -259,7 +256,7 @@ async def revoke_issuer_key(issuer: IssuerName, kid: Kid, request: Request) -> K
             code="kind-not-allowed",
         )
     key = await run_in_threadpool(_known_key, service, issuer, bytes.fromhex(kid))
-    future = service.sequencer.revoke_key(issuer, key, reason=reason)
+    future = service.sequencer.revoke_key(issuer, key, reason=reason, by=actor_of(request))
     registration = await asyncio.shield(asyncio.wrap_future(future))
     return KeyChange(issuer=issuer, kid=kid, leaf_index=registration.leaf_index)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection, insert, select
 
@@ -30,6 +30,7 @@ from ledger.store import queries
 from ledger.store._tip import Tip, catch_up, load_tip
 from ledger.store._transaction import Item, Outcome, OwnStatement, append_group
 from ledger.store._write import Log, Registration
+from ledger.store.acts import OPERATOR, change_issuer_key
 from ledger.store.engine import Store
 from ledger.store.fence import Seen, lock_head
 from ledger.store.log_keys import check_log_key, frozen, key_change, log_verifier_keys
@@ -174,16 +175,24 @@ class Sequencer:
         key: PublicKey,
         *,
         rotate: bool = False,
-        deed: Callable[[Connection, int], None] | None = None,
+        tenant: str | None = None,
+        invite: str | None = None,
+        deed: Callable[[Connection], None] | None = None,
+        by: str = OPERATOR,
     ) -> Future[Registration]:
-        """Log that ``issuer`` signs with ``key`` from now on; ``deed`` is done in the same transaction."""
+        """Log that ``issuer`` signs with ``key`` from now on. See ``change_issuer_key``."""
         self._check_not_own(issuer)
-        return self._enqueue(OwnStatement(key_change("rotate" if rotate else "add", issuer, key), deed=deed))
+        action: Literal["rotate", "add"] = "rotate" if rotate else "add"
+        return self._enqueue(
+            change_issuer_key(action, issuer, key, tenant=tenant, invite=invite, deed=deed, by=by)
+        )
 
-    def revoke_key(self, issuer: str, key: PublicKey, *, reason: str | None = None) -> Future[Registration]:
+    def revoke_key(
+        self, issuer: str, key: PublicKey, *, reason: str | None = None, by: str = OPERATOR
+    ) -> Future[Registration]:
         """Log that ``key`` of ``issuer`` is refused from now on."""
         self._check_not_own(issuer)
-        return self._enqueue(OwnStatement(key_change("revoke", issuer, key, reason)))
+        return self._enqueue(change_issuer_key("revoke", issuer, key, reason=reason, by=by))
 
     def _check_not_own(self, issuer: str) -> None:
         """The log's key comes with its genesis and stays: receipts would lose their signer."""

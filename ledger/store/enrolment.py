@@ -27,9 +27,9 @@ from ledger.core.errors import InvalidError, RefusedError, TallystickError
 from ledger.core.keys import PrivateKey, PublicKey
 from ledger.core.statements import check_issuer_id
 from ledger.store._transaction import OwnStatement
-from ledger.store.acts import administer
+from ledger.store.acts import OPERATOR, administer
 from ledger.store.tables import table
-from ledger.store.tenancy import bind_issuer, check_tenant
+from ledger.store.tenancy import check_tenant
 from ledger.store.trust_tables import Invite
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "invites",
     "new_invite",
     "prove",
+    "token_id",
     "use_invite",
     "use_token",
     "wrong_invite",
@@ -67,7 +68,7 @@ class InviteInfo:
 
 
 def new_invite(
-    issuer: str, *, tenant: str | None = None, valid_s: int, by: str = "operator"
+    issuer: str, *, tenant: str | None = None, valid_s: int, by: str = OPERATOR
 ) -> tuple[str, InviteInfo, OwnStatement]:
     """An invitation: its token, which is not kept; what is known of it; the statement that makes it valid.
 
@@ -125,32 +126,36 @@ def find_invite(connection: Connection, token: str) -> InviteInfo:
     return _info(row)
 
 
-def use_invite(info: InviteInfo, key: PublicKey) -> Callable[[Connection, int], None]:
-    """What goes with logging the key: the invitation is used up, the issuer bound to its tenant.
+def use_invite(info: InviteInfo, key: PublicKey) -> Callable[[Connection], None]:
+    """What goes with logging the key: the invitation is used up.
 
     The deed raises RefusedError: ``wrong-invite`` if it was used or ran out meanwhile.
     """
 
-    def use(connection: Connection, _: int) -> None:
+    def use(connection: Connection) -> None:
         rows, now = table(Invite), int(time.time())
         free = rows.c.id == info.id, rows.c.used_s.is_(None), rows.c.expires_s > now
         if connection.execute(update(rows).where(*free).values(used_s=now, kid=key.kid)).rowcount != 1:
             raise wrong_invite()
-        bind_issuer(connection, info.issuer, info.tenant)
 
     return use
 
 
+def token_id(token: str) -> str:
+    """What a workload's token is called where an invitation's id would stand."""
+    return f"jwt-{hashlib.sha256(token.encode()).hexdigest()[:32]}"
+
+
 def use_token(
     token: str, issuer: str, tenant: str | None, expires_s: int, key: PublicKey
-) -> Callable[[Connection, int], None]:
+) -> Callable[[Connection], None]:
     """The same for a workload's token, which enrols one key at most: it is noted as a used invitation."""
     digest = hashlib.sha256(token.encode()).digest()
 
-    def use(connection: Connection, _: int) -> None:
+    def use(connection: Connection) -> None:
         now = int(time.time())
         values: dict[str, Any] = {
-            "id": f"jwt-{digest.hex()[:32]}",
+            "id": token_id(token),
             "token_sha256": digest,
             "issuer": issuer,
             "tenant": tenant,
@@ -166,7 +171,6 @@ def use_token(
             connection.execute(insert(rows).values(**values))
         except IntegrityError:
             raise wrong_invite() from None
-        bind_issuer(connection, issuer, tenant)
 
     return use
 

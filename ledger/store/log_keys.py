@@ -105,7 +105,11 @@ def check_log_key(connection: Connection, log: Log) -> None:
 
 
 def key_change(
-    action: Literal["add", "rotate", "revoke"], issuer: str, key: PublicKey, reason: str | None = None
+    action: Literal["add", "rotate", "revoke"],
+    issuer: str,
+    key: PublicKey,
+    reason: str | None = None,
+    detail: str | None = None,
 ) -> Callable[[int, str | None], IssuerKey]:
     """What builds a ``key`` statement, from its place in the log's own chain."""
     encoded = UNSET if action == "revoke" else encode_cbor(key.to_cose_key()).hex()
@@ -120,6 +124,7 @@ def key_change(
             kid=key.kid.hex(),
             key=encoded,
             reason=UNSET if reason is None else reason,
+            detail=UNSET if detail is None else detail,
         )
 
     return build

@@ -72,7 +72,7 @@ class LegalHold(SQLModel, table=True):
 
 
 class AdminAct(SQLModel, table=True):
-    """The particulars of an ``admin`` statement: salted canonical JSON, whose SHA-256 the statement signs."""
+    """The particulars of an ``admin`` or ``key`` statement: salted canonical JSON whose SHA-256 it signs."""
 
     __tablename__ = "admin_act"
 

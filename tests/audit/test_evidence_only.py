@@ -46,7 +46,10 @@ BATCH = "(SELECT min(leaf_index) FROM statement WHERE kind = 'batch')"
         (f"UPDATE statement SET entry = entry || x'00' WHERE leaf_index = {BATCH}", "statement"),
         (f"UPDATE statement SET receipt_signature = zeroblob(64) WHERE leaf_index = {BATCH}", "statement"),
         ("UPDATE tile SET hashes = zeroblob(length(hashes)) WHERE level = 0", "tile"),
-        ("UPDATE checkpoint SET note = replace(note, '0', '1') WHERE size = 3", "checkpoint"),
+        (
+            "UPDATE checkpoint SET note = replace(note, char(10, 51, 10), char(10, 50, 10)) WHERE size = 3",
+            "checkpoint",
+        ),
         (f"DELETE FROM statement WHERE leaf_index = {BATCH}", "statement"),
     ],
 )

@@ -32,6 +32,7 @@ from ledger.store.enrolment import invites, new_invite, prove
 from ledger.store.tenancy import tenant_of_issuer
 from tests.build import ORIGIN, Issuer, make_deployment, make_records
 from tests.security.conftest import World
+from tests.security.test_erasure import check
 
 PROVIDER = "https://tokens.example.com"
 AUDIENCE = "tallystick"
@@ -243,6 +244,55 @@ def test_admins_invite_over_http(enrolling: Enrolling) -> None:
     invited = next(act for act in found if act["action"] == "issuer.invite")
     assert invited["particulars"]["by"] == admin.split("_")[1]
     assert made["token"] not in str(found)
+    added = next(act for act in found if act["action"] == "issuer-key.add" and NAME in str(act))
+    assert added["particulars"] | {"kid": ""} == {
+        "by": "invited",
+        "invite": made["id"],
+        "issuer": NAME,
+        "tenant": "a",
+        "kid": "",
+    }
+
+
+def test_who_added_and_revoked_a_key_is_in_the_trail(enrolling: Enrolling) -> None:
+    admin = grant_api_key(enrolling.world.sequencer, "x", ["admin"])
+    headers = {"Authorization": f"Bearer {admin}"}
+    key = generate_key().public
+    body = {"issuer": NAME, "tenant": "a", "public_key_pem": key.to_pem().decode()}
+    assert enrolling.client.post("/issuers", json=body, headers=headers).status_code in (200, 201)
+    revoked = f"/issuers/{NAME}/keys/{key.kid.hex()}/revoke"
+    assert enrolling.client.post(revoked, json={"reason": "lost"}, headers=headers).status_code == 200
+    with enrolling.world.store.read() as connection:
+        *_, add, revoke = acts(connection)
+    by = admin.split("_")[1]
+    said = {"by": by, "issuer": NAME, "kid": key.kid.hex()}
+    assert (add.action, add.particulars) == ("issuer-key.add", said | {"tenant": "a"})
+    assert (revoke.action, revoke.particulars) == ("issuer-key.revoke", said | {"reason": "lost"})
+    with enrolling.world.store.read() as connection:
+        entries = [bytes(row[0]) for row in connection.execute(text("SELECT entry FROM statement"))]
+    assert not any(by.encode() in entry for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("UPDATE issuer_tenant SET tenant = 'b'", "row-differs"),
+        ("DELETE FROM issuer_tenant", "row-missing"),
+        ("INSERT INTO issuer_tenant VALUES ('tests.example/issuer', 'b')", "row-extra"),
+    ],
+)
+def test_an_issuer_that_is_given_to_another_tenant_shows(
+    enrolling: Enrolling, change: str, code: str
+) -> None:
+    world = enrolling.world
+    world.sequencer.add_key(NAME, generate_key().public, tenant="a").result(30)
+    world.sequencer.add_key(NAME, generate_key().public, rotate=True).result(30)
+    assert check(world).verdict == "sound"
+    with world.store.write() as connection:
+        connection.execute(text(change))
+    report = check(world)
+    assert [each.code for each in report.findings] == [code]
+    assert "issuer_tenant" in report.findings[0].where
 
 
 # --- workloads' tokens -----------------------------------------------------------------------------------

@@ -37,13 +37,7 @@ class Service:
         self.mixed = world.log_batch(["a", "b"])
         self.issuers = {name: Issuer(f"{name}.example.com/vllm") for name in "ab"}
         for name, issuer in self.issuers.items():
-            world.sequencer.add_key(
-                issuer.name,
-                issuer.key.public,
-                deed=lambda connection, _, issuer=issuer, name=name: bind_issuer(  # type: ignore[misc]
-                    connection, issuer.name, name
-                ),
-            ).result(30)
+            world.sequencer.add_key(issuer.name, issuer.key.public, tenant=name).result(30)
         grant = lambda scopes, tenant=None: grant_api_key(world.sequencer, "x", scopes, tenant=tenant)  # noqa: E731
         self.tokens = {
             "a": grant(["read", "emit"], "a"),
