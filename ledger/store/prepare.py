@@ -26,10 +26,13 @@ from ledger.core.statements import (
     IssuerKey,
     PricesStatement,
     SignedStatement,
+    Totals,
     decode_statement,
     sum_records,
     verify_statement,
 )
+from ledger.native import parsing as _native
+from ledger.store.tables import ROLLUP_SUMS
 
 __all__ = ["Limits", "Prepared", "PreparedRecords", "prepare_statement"]
 
@@ -139,6 +142,70 @@ def prepare_own(statement: SignedStatement) -> Prepared:
 
 
 def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) -> PreparedRecords:
+    found = _certain(batch, block) or _checked(batch, block)
+    _check_time("first_us", batch.first_us, now_us, limits)
+    _check_time("last_us", batch.last_us, now_us, limits)
+    compressed = zstd.compress(block, level=ZSTD_LEVEL)
+    digest = hashlib.sha256(compressed).digest()
+    return PreparedRecords(compressed, digest, found.ids, found.slices, found.rollups)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is stored of records beside their bytes."""
+
+    ids: list[bytes]
+    slices: dict[tuple[str, str], int]
+    rollups: dict[tuple[int, str, str], list[int]]
+
+
+def _certain(batch: Batch, block: bytes) -> _Found | None:
+    """What the native part finds, if it is certain that the records hold and are what the statement says.
+
+    None means that Python must look: it decides, and says what is wrong.
+    """
+    facts = None if _native is None else _native.batch_facts(block)
+    if facts is None:
+        return None
+    ids, first_us, last_us, factors, rollups, root = facts
+    if root is None:  # the processor does not hash; hashlib does
+        root = merkle.root(merkle.leaf_hashes(block.split(b"\n")[:-1]))
+    slices: dict[tuple[str, str], int] = {}
+    for (_, tenant, deployment), sums in rollups.items():
+        slices[tenant, deployment] = slices.get((tenant, deployment), 0) + sums[0]
+    said = (batch.count, batch.root, batch.first_us, batch.last_us, batch.factors)
+    agreed = (
+        said == (len(ids), root.hex(), first_us, last_us, factors)
+        and batch.deployments == tuple(sorted({deployment for _, deployment in slices}))
+        and batch.totals == _totals(rollups)
+        and len(set(ids)) == len(ids)
+    )
+    return _Found(list(ids), slices, rollups) if agreed else None
+
+
+def _totals(rollups: dict[tuple[int, str, str], list[int]]) -> Totals:
+    """The statement's totals over the records of these roll-ups."""
+    total = dict(zip(ROLLUP_SUMS, map(sum, zip(*rollups.values(), strict=True)), strict=True))
+    energies = total["measured_records"] + total["modelled_records"] + total["estimated_records"]
+    counts = {
+        "cached_input_tokens": total["cached_input_records"],
+        "reasoning_tokens": total["reasoning_records"],
+        "energy_uj": energies,
+        "carbon_ng": total["carbon_records"],
+        "carbon_market_ng": total["carbon_market_records"],
+        "embodied_ng": total["embodied_records"],
+        "water_nl": total["water_records"],
+    }
+    known = {name: total[name] for name, count in counts.items() if count}
+    return Totals(input_tokens=total["input_tokens"], output_tokens=total["output_tokens"], **known)
+
+
+def _checked(batch: Batch, block: bytes) -> _Found:
+    """What Python finds.
+
+    Raises:
+        InvalidError: the records do not hold, or are not what the statement says.
+    """
     records, lines = decode_record_lines(block)
     if len(records) != batch.count:
         raise InvalidError(
@@ -154,8 +221,6 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
             code="wrong-root",
         )
     _check_batch(batch, records)
-    _check_time("first_us", batch.first_us, now_us, limits)
-    _check_time("last_us", batch.last_us, now_us, limits)
     ids = [bytes.fromhex(r.id.replace("-", "")) for r in records]
     if len(set(ids)) != len(ids):
         first = {each: i for i, each in reversed([*enumerate(ids)])}
@@ -165,9 +230,7 @@ def _prepare_records(batch: Batch, block: bytes, now_us: int, limits: Limits) ->
             where=f"records[{double}]",
             code="duplicate-record",
         )
-    compressed = zstd.compress(block, level=ZSTD_LEVEL)
-    slices, rollups = _sums(records)
-    return PreparedRecords(compressed, hashlib.sha256(compressed).digest(), ids, slices, rollups)
+    return _Found(ids, *_sums(records))
 
 
 def _check_batch(batch: Batch, records: list[Record]) -> None:
