@@ -46,4 +46,5 @@ def _said(act: dict[str, Any]) -> str:
     said = act.get("particulars")
     if said is None:
         return "gone, or changed"
-    return ", ".join(f"{name} {value}" for name, value in said.items() if value != "")
+    text = ", ".join(f"{name} {value}" for name, value in said.items() if value != "")
+    return text if act["intact"] else f"{text} (who did it: gone, or changed)"

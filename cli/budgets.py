@@ -239,6 +239,7 @@ class _Budgets:
         from cli.target import is_url
 
         self._client: Client | None = None
+        self._folder: Any = None
         self._store: Any = None
         if is_url(target):
             from cli.client import Client, read_api_key
@@ -247,16 +248,20 @@ class _Budgets:
         else:
             from cli.folder import open_folder
 
-            self._store = open_folder(Path(target)).open()
+            self._folder = open_folder(Path(target))
+            self._store = self._folder.open()
 
     def set(self, wanted: dict[str, Any]) -> dict[str, Any]:
         if self._client is not None:
             made: dict[str, Any] = self._client.post_json("/budgets", wanted)
             return made
         from ledger.cost.budgets import Budget
-        from ledger.service.budget_counting import set_budget
+        from ledger.service.budget_counting import set_budget, setting
 
-        set_budget(self._store, Budget(**wanted | {"alerts": tuple(wanted["alerts"])}))
+        budget = Budget(**wanted | {"alerts": tuple(wanted["alerts"])})
+        with self._folder.sequencer(self._store) as sequencer:
+            sequencer.log_own(setting(budget)).result()
+        set_budget(self._store, budget)
         return next(each for each in self.all() if each["name"] == wanted["name"])
 
     def all(self) -> list[dict[str, Any]]:
@@ -278,8 +283,10 @@ class _Budgets:
 
             self._client.post_json(f"/budgets/{quote(name, safe='')}/remove", {})
             return
-        from ledger.service.budget_counting import remove_budget
+        from ledger.service.budget_counting import remove_budget, removing
 
+        with self._folder.sequencer(self._store) as sequencer:
+            sequencer.log_own(removing(self._store, name)).result()
         remove_budget(self._store, name)
 
     def alerts(self, since_s: int) -> list[dict[str, Any]]:

@@ -86,8 +86,11 @@ class DerivedAudit:
         """Note a statement if it is an administrator's act, whose particulars are in a table."""
         if isinstance(payload, Admin):
             self._acts[leaf_index] = payload.action, payload.detail
-        elif isinstance(payload, IssuerKey) and payload.detail is not UNSET:
-            self._acts[leaf_index] = f"issuer-key.{payload.action}", payload.detail
+        elif isinstance(payload, IssuerKey):
+            if payload.detail is UNSET:  # the log's own key, or a log of before they said it
+                self._settings.untold.add(payload.issuer)
+            else:
+                self._acts[leaf_index] = f"issuer-key.{payload.action}", payload.detail
 
     def skip(self, leaf_index: int) -> None:
         """Note that a leaf's records cannot be read: what is derived from them cannot be judged."""
@@ -117,9 +120,22 @@ class DerivedAudit:
                 self._findings.gap(table, "the particulars of an act that set it are gone or changed")
                 continue
             with self._reading(table):
-                compare_rows(self._findings, table, self._source.settings(table), expected)
+                compare_rows(self._findings, table, self._told(table), expected)
+        if self._settings.uninvited:
+            names = ", ".join(sorted(self._settings.uninvited)[:10])
+            self._findings.note(f"keys were enrolled by invitations that no act in the log made: {names}")
         for where in self._source.unexpected():
             self._findings.gap(where, "this auditor does not know it; use the one of the ledger's version")
+
+    def _told(self, table: str) -> Iterator[Row]:
+        """The rows of a table of settings, but those that no statement could have told of."""
+        for row in self._source.settings(table):
+            if table == "issuer_tenant" and row[0] in self._settings.untold:
+                self._findings.gap(
+                    table, f"the statements that made {row[0]} an issuer do not name its tenant"
+                )
+            else:
+                yield row
 
     def _compare(self, table: str, expected: dict[Row, Row]) -> None:
         if table == "rollup" and self._damaged:

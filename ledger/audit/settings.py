@@ -25,6 +25,8 @@ class SettingsAudit:
     Attributes:
         expected: table -> primary key -> the row, in the order of ``tables.SETTINGS``.
         undecided: tables that an act is about whose particulars are lost.
+        untold: issuers whose key statements do not say which tenant they are of.
+        uninvited: ids of invitations by which keys were enrolled, and that no act made.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,10 @@ class SettingsAudit:
             "issuer_tenant": {},
         }
         self.undecided: set[str] = set()
+        self.untold: set[str] = set()
+        self.uninvited: set[str] = set()
+        self._seen: set[str] = set()
+        self._invited: set[str] = set()
 
     def said(self, action: str, detail: bytes) -> None:
         """Follow one act, whose particulars are those that the log's key signed."""
@@ -50,13 +56,21 @@ class SettingsAudit:
                 policies[key] = (*key, told["keep_days"])
             elif action == "retention.remove":
                 policies.pop((told["tenant"], told["kind"]), None)
-            elif action in ("issuer-key.add", "issuer-key.rotate") and "tenant" in told:
-                tenants[told["issuer"],] = told["issuer"], told["tenant"]
+            elif action == "issuer.invite":
+                self._invited.add(told["invite"])
+            elif action in ("issuer-key.add", "issuer-key.rotate"):
+                # An issuer's first key decides: later ones find it bound or free, and change nothing.
+                issuer, invite = told["issuer"], told.get("invite")
+                if issuer not in self._seen and "tenant" in told:
+                    tenants[issuer,] = issuer, told["tenant"]
+                self._seen.add(issuer)
+                if invite is not None and not invite.startswith("jwt-") and invite not in self._invited:
+                    self.uninvited.add(invite)
         except (msgspec.DecodeError, KeyError, TypeError, UnicodeError):
             return  # signed as it is: an act of another version
 
     def lost(self, action: str) -> None:
         """Note that the particulars of an act are gone or changed."""
-        table = _TABLES.get(action.partition(".")[0])
+        table = None if action == "issuer-key.revoke" else _TABLES.get(action.partition(".")[0])
         if table is not None:
             self.undecided.add(table)

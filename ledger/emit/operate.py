@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _SHARED_S = 0.2
+_LONGEST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -258,4 +259,5 @@ def wait_for_old_key(
                 remedy="send them (`tallystick spool flush`), then `tallystick issuers revoke`",
                 code="spool-waiting",
             )
-        time.sleep(max(_SHARED_S, 4 * (now - begun)))  # at most a fifth of the time goes into looking
+        # Most of the time goes into waiting, not into looking.
+        time.sleep(min(max(_SHARED_S, 4 * (now - begun)), max(_SHARED_S, deadline - now), _LONGEST_S))

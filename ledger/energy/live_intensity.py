@@ -103,7 +103,7 @@ class LiveFactors:
         now = self._now_s()
         live = self._live
         if self._is_due(now) or (live is not None and not _holds(live, now)):
-            self._fetch_soon(now)
+            self._fetch_soon()
             live = self._live
         return live if live is not None and _holds(live, now) else self.base
 
@@ -120,8 +120,9 @@ class LiveFactors:
     def _wait(self, now: float, seconds: float) -> None:
         self._asked_s, self._next_s = now, now + seconds
 
-    def _fetch_soon(self, now: float) -> None:
+    def _fetch_soon(self) -> None:
         with self._lock:
+            now = self._now_s()  # under the lock: one of before would look like a clock that went back
             if self._live is None:
                 self._adopt(self._stored(), now)  # another process may have fetched it
             if not self._is_due(now) or (self._fetching is not None and self._fetching.is_alive()):

@@ -316,7 +316,7 @@ def caller_of(scope: Mapping[str, Any]) -> ApiKeyInfo | None:
 
 
 def actor_of(request: Request) -> str:
-    """How the trail of acts names the caller: the id of its API key."""
+    """How the trail of acts names the caller: the id of its API key, or the workload's."""
     caller = caller_of(request.scope)
     return OPERATOR if caller is None else caller.id
 

@@ -19,6 +19,7 @@ from ledger.cost import budgets as rules
 from ledger.cost.budgets import Budget, Refusal, Room
 from ledger.store import Store
 from ledger.store import budgets as rows
+from ledger.store.acts import OPERATOR, OwnStatement, administer
 from ledger.store.budgets import Alert, Share, Uses
 from ledger.store.queries import Found, log_head
 
@@ -31,7 +32,9 @@ __all__ = [
     "count_now",
     "list_budgets",
     "remove_budget",
+    "removing",
     "set_budget",
+    "setting",
     "standings",
 ]
 
@@ -216,6 +219,39 @@ def catch_up(count: Count, first: int, early: tuple[int, Sequence[Found], int] |
 # --- administration ----------------------------------------------------------------------------------------
 
 
+def setting(budget: Budget, *, by: str = OPERATOR) -> OwnStatement:
+    """The statement that a budget is set, to be logged before ``set_budget``: counting takes its time.
+
+    Raises:
+        InvalidError: ``bad-budget``.
+    """
+    budget = rules.checked_budget(budget)
+    said: dict[str, str | int | None] = {
+        "budget": budget.name,
+        "measure": budget.measure,
+        "limit": str(budget.limit),
+        "window": budget.window,
+        "currency": budget.currency,
+        "tenant": budget.tenant,
+        "model": budget.model,
+        "alerts": " ".join(map(str, budget.alerts)),
+        "refuse": int(budget.refuse),
+    }
+    return administer("budget.set", said, by=by)
+
+
+def removing(store: Store, name: str, *, by: str = OPERATOR) -> OwnStatement:
+    """The statement that a budget is removed, to be logged before ``remove_budget``.
+
+    Raises:
+        InvalidError: there is none of this name.
+    """
+    with store.read() as connection:
+        if name not in {row.name for row in rows.budget_rows(connection)}:
+            raise _no_budget(name)
+    return administer("budget.remove", {"budget": name}, by=by)
+
+
 def set_budget(store: Store, budget: Budget, *, now_s: int | None = None) -> Budget:
     """Set a budget, or change the one of its name. What was used in the present window counts at once.
 
@@ -264,7 +300,11 @@ def remove_budget(store: Store, name: str) -> None:
     with store.write() as connection:
         rows.lock(connection)
         if not rows.remove_budget(connection, name):
-            raise InvalidError("there is no such budget", where=name[:80], code="not-found")
+            raise _no_budget(name)
+
+
+def _no_budget(name: str) -> InvalidError:
+    return InvalidError("there is no such budget", where=name[:80], code="not-found")
 
 
 def list_budgets(connection: Connection) -> list[Budget]:

@@ -17,7 +17,7 @@ from ledger.core.records import UUID7
 from ledger.cost import budgets as rules
 from ledger.cost.budgets import Budget, Measure, Room
 from ledger.service import budget_counting as counting
-from ledger.service.auth import own_tenant, require, tenant_of
+from ledger.service.auth import actor_of, own_tenant, require, tenant_of
 from ledger.service.budget_counting import Answer, Check
 from ledger.service.budget_webhook import described_alert
 from ledger.service.json_bodies import BODY_CODES, JSON, STORABLE, json_body, parse
@@ -244,7 +244,11 @@ def list_budgets(request: Request) -> Response:
     summary="Set a budget",
     response_model=BudgetDescription,
     responses=answers(
-        *BODY_CODES, "bad-budget", ok={200: examples(JSON, _BUDGET, "It is in force.")}, key=True
+        *BODY_CODES,
+        "bad-budget",
+        "log-frozen",
+        ok={200: examples(JSON, _BUDGET, "It is in force.")},
+        key=True,
     ),
     openapi_extra=_body(NewBudget, _NEW),
     dependencies=[Depends(require("admin"))],
@@ -259,6 +263,7 @@ async def set_budget(request: Request) -> Response:
 def _set(request: Request, budget: Budget) -> Response:
     service = service_of(request)
     store = service.store
+    service.sequencer.log_own(counting.setting(budget, by=actor_of(request))).result()
     budget = counting.set_budget(store, budget)
     service.budget_keeper.budgets_changed()
     with store.read() as connection:
@@ -272,13 +277,18 @@ def _set(request: Request, budget: Budget) -> Response:
     summary="Remove a budget",
     response_model=BudgetList,
     responses=answers(
-        "not-found", ok={200: examples(JSON, {"budgets": []}, "Those that are left.")}, key=True
+        "not-found",
+        "log-frozen",
+        ok={200: examples(JSON, {"budgets": []}, "Those that are left.")},
+        key=True,
     ),
     dependencies=[Depends(require("admin"))],
 )
 def remove_budget(name: Annotated[str, Path(max_length=64)], request: Request) -> Response:
     """Remove a budget with its use and its alerts. Records stay as they are."""
-    counting.remove_budget(service_of(request).store, name)
+    service = service_of(request)
+    service.sequencer.log_own(counting.removing(service.store, name, by=actor_of(request))).result()
+    counting.remove_budget(service.store, name)
     return list_budgets(request)
 
 

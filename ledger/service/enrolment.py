@@ -93,7 +93,8 @@ class ActDescription(BaseModel):
     action: str
     particulars: dict[str, Any] | None = Field(
         default=None,
-        description="To whom and how; absent where they are gone or are not those that were signed",
+        description="Who did it, to whom and how. Where they are gone or are not those that were signed "
+        "(intact is false): absent, or what the statement itself says",
     )
     intact: bool
 
@@ -133,6 +134,7 @@ def _body(model: Any, example: dict[str, Any]) -> dict[str, Any]:
     response_model_exclude_none=True,
     responses=answers(
         *BODY_CODES,
+        "log-frozen",
         "bad-issuer-name",
         "bad-tenant",
         ok={201: examples(JSON, _INVITED, "The invitation, logged.")},
@@ -163,6 +165,7 @@ async def invite_issuer(request: Request) -> Invitation:
     response_model_exclude_none=True,
     responses=answers(
         *BODY_CODES,
+        "log-frozen",
         "bad-key",
         "bad-algorithm",
         "bad-issuer-name",

@@ -40,6 +40,7 @@ REGISTRATION_CODES = (
     "malformed-cbor", "malformed-cose", "malformed-statement", "malformed-json", "not-canonical", "schema",
     "too-deep", "too-large", "statement-too-large", "bad-issuer-name", "bad-algorithm", "bad-signature",
     "unknown-issuer", "revoked-key", "seq-gap", "seq-reused", "wrong-prev", "time-in-future", "time-too-old",
+    "log-frozen",
 )  # fmt: skip
 """Problems that any registration can meet."""
 

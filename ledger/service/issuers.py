@@ -180,6 +180,7 @@ def get_issuer_keys(issuer: IssuerName, request: Request) -> IssuerDescription:
     status_code=201,
     responses=answers(
         *BODY_CODES,
+        "log-frozen",
         "bad-key",
         "bad-issuer-name",
         "bad-tenant",
@@ -225,6 +226,7 @@ async def add_issuer_key(request: Request) -> KeyChange:
     summary="Revoke an issuer's key",
     responses=answers(
         *BODY_CODES,
+        "log-frozen",
         "bad-key",
         "unknown-key",
         "kind-not-allowed",

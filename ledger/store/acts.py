@@ -28,7 +28,7 @@ from ledger.store.tables import StatementRow, table
 from ledger.store.tenancy import bind_issuer
 from ledger.store.trust_tables import AdminAct
 
-__all__ = ["OPERATOR", "Act", "acts", "administer", "change_issuer_key"]
+__all__ = ["OPERATOR", "Act", "OwnStatement", "acts", "administer", "change_issuer_key"]
 
 OPERATOR = "operator"
 """Who acts on the log's own machine."""

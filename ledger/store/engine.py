@@ -117,7 +117,7 @@ def open_store(url: str | Path) -> Store:
             connect_args=_POSTGRES_CONNECT,
             execution_options=options,
             pool_pre_ping=True,
-            pool_use_lifo=True,  # the one used last has its statements prepared
+            pool_use_lifo=True,  # the one used last has more of its statements prepared
             pool_size=_POSTGRES_CONNECTIONS,
         )
         event.listen(engine, "connect", _configure_postgres)

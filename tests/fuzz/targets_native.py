@@ -11,9 +11,10 @@ from ledger import native
 from ledger.audit import batches
 from ledger.core import commitments, merkle, records
 from ledger.core.errors import TallystickError
+from ledger.store import prepare
 from tests.build import make_record, make_records, make_uuid7
 
-__all__ = ["FULL", "SEEDS", "TARGETS", "check_commitment", "check_lines"]
+__all__ = ["FULL", "SEEDS", "TARGETS", "check_commitment", "check_lines", "python_alone"]
 
 _SALT = bytes(range(32))
 
@@ -49,13 +50,14 @@ FULL = make_record(
 
 
 @contextmanager
-def _python() -> Iterator[None]:
+def python_alone() -> Iterator[None]:
     """Without the native part."""
     with (
         patch.object(batches, "_native", None),
         patch.object(commitments, "_native", None),
         patch.object(commitments, "_packing", None),
         patch.object(merkle, "_native", None),
+        patch.object(prepare, "_native", None),
         patch.object(records, "_native", None),
     ):
         yield
@@ -68,7 +70,7 @@ def check_lines(data: bytes) -> Any:
     lines = native.parsing.record_lines(data)
     single = native.parsing.is_record(data[:-1])
     assert (native.parsing.record_columns(data) is None) == (lines is None), "two parsers disagree"
-    with _python():
+    with python_alone():
         try:
             read, found = records.decode_record_lines(data), batches._read(data, "x")
         except TallystickError:
@@ -90,7 +92,7 @@ def check_commitment(tokens: Any, salt: bytes) -> None:
     """Check that both commit to ``tokens`` alike, or both refuse them."""
     results: list[Any] = []
     kept = list(tokens) if hasattr(tokens, "__next__") else None
-    for mode in (_python, None):
+    for mode in (python_alone, None):
         given = tokens if kept is None else iter(kept)
         try:
             if mode is None:

@@ -27,9 +27,10 @@ from ledger.core.statements import Admin
 from ledger.service import Settings, create_app
 from ledger.service.admin import grant_api_key, withdraw_api_key
 from ledger.service.auth_tokens import load_providers
-from ledger.store.acts import acts
+from ledger.store.acts import OwnStatement, acts
 from ledger.store.enrolment import invites, new_invite, prove
-from ledger.store.tenancy import tenant_of_issuer
+from ledger.store.log_keys import key_change
+from ledger.store.tenancy import bind_issuer, tenant_of_issuer
 from tests.build import ORIGIN, Issuer, make_deployment, make_records
 from tests.security.conftest import World
 from tests.security.test_erasure import check
@@ -293,6 +294,35 @@ def test_an_issuer_that_is_given_to_another_tenant_shows(
     report = check(world)
     assert [each.code for each in report.findings] == [code]
     assert "issuer_tenant" in report.findings[0].where
+    if code == "row-differs":  # the service believes its table, and the log then says what it says
+        world.sequencer.add_key(NAME, generate_key().public, rotate=True, tenant="b").result(30)
+        assert [each.code for each in check(world).findings] == [code]
+
+
+def test_an_invitation_that_somebody_wrote_into_the_database_shows(enrolling: Enrolling) -> None:
+    world = enrolling.world
+    honest = enrolling.invite()
+    assert enrolling.enrol(honest, generate_key()).status_code == 201
+    assert not any("invitations" in note for note in check(world).notes)
+    token = f"tsi_{'ab' * 6}_{'A' * 43}"
+    with world.store.write() as connection:
+        connection.execute(
+            text("INSERT INTO invite VALUES ('abababababab', :digest, :issuer, NULL, 0, :until, NULL, NULL)"),
+            {"digest": hashlib.sha256(token.encode()).digest(), "issuer": NAME, "until": 2**40},
+        )
+    assert enrolling.enrol(token, generate_key()).status_code == 201
+    assert any("no act in the log made: abababababab" in note for note in check(world).notes)
+
+
+def test_whose_an_issuer_is_cannot_be_told_of_a_log_that_never_said_it(enrolling: Enrolling) -> None:
+    world = enrolling.world
+    statement = OwnStatement(
+        key_change("add", NAME, generate_key().public), deed=lambda c, _: bind_issuer(c, NAME, "a")
+    )
+    world.sequencer.log_own(statement).result(30)
+    report = check(world)
+    assert (report.verdict, len(report.findings)) == ("unknown", 0)
+    assert [gap.where for gap in report.gaps] == ["issuer_tenant"]
 
 
 # --- workloads' tokens -----------------------------------------------------------------------------------

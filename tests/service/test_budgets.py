@@ -174,3 +174,30 @@ def test_a_tenants_key_sees_and_uses_its_own_budgets_alone(harness: Harness) -> 
     for who, left in (("other", 5), ("acme", 0)):
         assert post(harness, "/budgets/release", {"records": [an_id(1)]}, who).status_code == 204
         assert reserved() == left, who
+
+
+def test_budgets_are_set_and_removed_by_acts_in_the_log(harness: Harness) -> None:
+    put(harness)
+    refused = post(harness, "/budgets", NEW | {"measure": "cost_nano"}, "admin")  # without a currency
+    assert refused.status_code == 422
+    assert post(harness, "/budgets/acme-day/remove", {}, "admin").status_code == 200
+    assert post(harness, "/budgets/acme-day/remove", {}, "admin").status_code == 404
+    acts = harness.get("/acts", "admin").json()["acts"]
+    by = harness.tokens["admin"].split("_")[1]
+    told = [(act["action"], act["particulars"]) for act in acts if act["action"].startswith("budget.")]
+    assert told == [
+        (
+            "budget.set",
+            {
+                "alerts": "80 100",
+                "budget": "acme-day",
+                "by": by,
+                "limit": "1000",
+                "measure": "tokens",
+                "refuse": 1,
+                "tenant": "acme",
+                "window": "month",
+            },
+        ),
+        ("budget.remove", {"budget": "acme-day", "by": by}),
+    ]
