@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from ledger.core.errors import InvalidError
-from ledger.emit.ids import RecordIds, is_of_lineage
+from ledger.emit.ids import RecordIds, is_of_lineage, made_us
 
-__all__ = ["ABANDONED", "LOST", "Began", "Flights", "Mark"]
+__all__ = ["ABANDONED", "LONGEST_S", "LOST", "Began", "Flights", "Mark"]
+
+LONGEST_S = 86_400.0
+"""What has been in flight for longer is given up: nobody will tell its end. A day, as times that span more
+give a record no energy either (``energising``)."""
 
 ABANDONED, LOST = -1, -2
 """In a mark, in the place of the input tokens: it generated nothing; its record found no room."""
@@ -47,6 +51,35 @@ class Flights:
     def ended(self, id: str) -> Began | None:
         """It ended without a record; None if it was not in flight."""
         return self._open.pop(id, None)
+
+    def give_up(self, now_ns: int) -> list[str]:
+        """Let go of what has been in flight for longer than ``LONGEST_S``, and return its ids.
+
+        Args:
+            now_ns: a steady time; all that was reported by then has landed or ended here.
+        """
+        before_ns = now_ns - int(LONGEST_S * 1e9)
+        overdue = []
+        for id, began in self._open.items():  # in the order in which they began, but for some microseconds
+            if began.stamp_ns >= before_ns:
+                break
+            overdue.append(id)
+        for id in overdue:
+            del self._open[id]
+        return overdue
+
+    def gave_up(self, id: str) -> bool:
+        """Whether what is told of ``id`` comes after it was given up.
+
+        Told by the time in the id, so that nothing is kept of what was given up. By that alone, an old id
+        that was recorded before looks the same; a second record of it is as little a loss.
+        """
+        if id in self._open:
+            return False
+        try:
+            return self._ids.gave(id) and self._ids.now_us() - made_us(id) >= LONGEST_S * 1e6
+        except (AttributeError, ValueError):  # it is no id
+            return False
 
     def landed(self, id: str) -> Began | None:
         """It ended with a record. None if it began in another process, before a fork.

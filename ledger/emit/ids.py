@@ -14,7 +14,7 @@ import time
 
 from ledger.native import parsing as _native
 
-__all__ = ["GIVEN", "SETTLED", "RecordIds", "is_of_lineage"]
+__all__ = ["GIVEN", "SETTLED", "RecordIds", "is_of_lineage", "made_us"]
 
 GIVEN, SETTLED = 0, 1
 """Places of the two marks: the count of ids given, and of those whose records are safe or known lost."""
@@ -86,3 +86,12 @@ class RecordIds:
 def is_of_lineage(id: str) -> bool:
     """Whether ``id`` was made in this process, or in one that it was forked from."""
     return id[-_TAIL:] in _lineage
+
+
+def made_us(id: str) -> int:
+    """When ``id`` was made, Unix microseconds, by its clock of milliseconds.
+
+    Raises:
+        ValueError: it is no id.
+    """
+    return int(id[:8] + id[9:13], 16) * 1000

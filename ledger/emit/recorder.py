@@ -61,7 +61,8 @@ class Status:
         queued: records in memory, not sealed yet.
         spooled: statements in the spool whose receipt is not here yet (of all processes that share it).
         sent: statements that this process delivered.
-        dropped: records that this process lost (queue full) or rejected (invalid); the chain tells them.
+        dropped: records that this process lost (queue full, or begun a day ago and never ended) or rejected
+            (invalid); the chain tells them.
         problem: what is wrong now, None if nothing is.
         blocked: the problem will not go away until somebody acts.
         torn: spool files that were found cut or changed and set aside.
@@ -346,7 +347,8 @@ class Recorder:
 
         Optional. It lets energy be shared with whoever is active meanwhile, and times be right though the
         clock is set during the generation. What began must end in ``record(id=...)``, ``abandon`` or
-        ``lose``: a generation that this process never told the end of is counted as dropped.
+        ``lose``: a generation that this process never told the end of is counted as dropped, when the process
+        ends or a day later. What ends after more than a day has no record.
 
         Args:
             input_tokens: how long the prompt is, if that is known already.
@@ -543,7 +545,7 @@ class Recorder:
             queued=max(0, len(self._inbox.queue) - self._inbox.barriers) + sealer.held,
             spooled=len(self._spool.waiting()),
             sent=0 if shipper is None else shipper.sent,
-            dropped=self._inbox.dropped + sealer.rejected,
+            dropped=self._inbox.dropped + sealer.rejected + sealer.given_up,
             problem=problem,
             blocked=shipper is not None and shipper.blocked,
             torn=tuple(self._spool.torn()),

@@ -29,7 +29,7 @@ from ledger.emit.chain import Chain
 from ledger.emit.compose import Composer, Report
 from ledger.emit.deliveries import Deliveries
 from ledger.emit.energising import Energised, Energising
-from ledger.emit.flights import ABANDONED, LOST, Began, Flights
+from ledger.emit.flights import ABANDONED, LONGEST_S, LOST, Began, Flights
 from ledger.emit.ids import GIVEN, SETTLED
 from ledger.emit.inbox import ENOUGH, Barrier, Inbox
 from ledger.emit.seal import Block, batch_body, batch_payload
@@ -104,6 +104,10 @@ class Sealer:
         self._complaints = Complaints("records cannot be put into the spool")
         self._overflows = Complaints("the queue is full")
         self._rejections = Complaints("a record was rejected and is counted as dropped")
+        self._unended = Complaints("generations were begun and never ended")
+        self._late = Complaints("what was begun ended too late")
+        self._counted = 0  # drops to come of what was given up, and counted then
+        self._give_up_at_ns = 0
         self._due = 0.0
         self._now_us = 0  # the time when the reports at hand were taken: they are of before
         self._upkeep_at = 0.0
@@ -111,6 +115,7 @@ class Sealer:
         self._close_by: float | None = None
         # Read by other threads:
         self.rejected = 0
+        self.given_up = 0
         self.last_seq = -1
         self.problem: str | None = None
 
@@ -248,6 +253,7 @@ class Sealer:
                 reports.append(item)
                 if len(reports) % _TAKEN == 0:
                     _breathe(0)
+        is_all = not queue
         self._read_marks()  # after the reports were taken: what they end began before
         self._now_us = self._inbox.ids.now_us()
         if reports:
@@ -256,6 +262,8 @@ class Sealer:
                 if len(reports) % _GROUP == 0:
                     _breathe(0)
                 self._receive(reports.popleft())
+        if is_all:  # else a report that waits may end what is open
+            self._give_up(taken_at_ns)
         if self._energising is not None:
             self._take_energised(self._energising, taken_at_ns)
 
@@ -280,7 +288,9 @@ class Sealer:
                 if energising is not None:
                     energising.abandoned(id)
             elif tokens == LOST:
-                flights.ended(id)
+                if flights.ended(id) is None and flights.gave_up(id):
+                    self._counted += 1
+                    self.given_up -= 1  # the inbox counts it now
                 if energising is not None:
                     energising.lost(id, stamp_ns)
             else:
@@ -288,10 +298,28 @@ class Sealer:
                 if energising is not None:
                     energising.began(id, stamp_ns)
 
+    def _give_up(self, now_ns: int) -> None:
+        """Count as lost what began so long ago that nobody will tell its end, and free its memory."""
+        if now_ns < self._give_up_at_ns:
+            return
+        self._give_up_at_ns = now_ns + int(_UPKEEP_S * 1e9)
+        overdue = self._flights.give_up(now_ns)
+        if not overdue:
+            return
+        self.given_up += len(overdue)
+        self._untold += len(overdue)
+        if self._energising is not None:
+            for id in overdue:
+                self._energising.lost(id, now_ns)
+        self._unended.say(f"after {LONGEST_S:g} s, they are counted as dropped")
+
     def _receive(self, fields: tuple[Any, ...]) -> None:
         """Compose a report, or let it wait for its energy."""
         try:
             report = Report._make(fields)
+            if report.reserved and self._flights.gave_up(report.id):
+                self._late.say("it was counted as dropped already, so its record is not kept")
+                return
             began = self._flights.landed(report.id) if report.reserved else None
             if self._energising is not None and self._energising.takes(report, began):
                 return
@@ -331,8 +359,11 @@ class Sealer:
             self._overflowed = self._inbox.overflowed
             self._overflows.say("records find no room, and are counted as dropped")
         dropped = self._inbox.dropped
-        self._untold += dropped - self._dropped_seen
+        news = dropped - self._dropped_seen
         self._dropped_seen = dropped
+        told = min(news, self._counted)
+        self._counted -= told
+        self._untold += news - told
         due = self._is_due()
         if (self._blocks and due) or self._untold or self._session is None:
             with self._spool.locked() as chain:

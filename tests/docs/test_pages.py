@@ -73,3 +73,16 @@ class TestEveryPage:
 
 def test_there_are_pages() -> None:
     assert PAGES
+
+
+ENGINES = (
+    "deepspeed", "llama-cpp", "llama-server", "onnxruntime-genai", "ray-serve", "sglang", "tensorrt-llm",
+    "tgi", "transformers", "triton", "vllm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_page_of_an_engine_says_what_the_ledger_needs(name: str) -> None:
+    """In the same words, since two lines alone bring no record into a ledger."""
+    page = (ROOT / "docs" / "how-to" / f"{name}.md").read_text("utf-8")
+    assert "[let an emitter in](run-a-ledger.md#let-an-emitter-in),\nonce. Until then they wait" in page

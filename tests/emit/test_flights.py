@@ -146,6 +146,66 @@ def test_a_full_queue_frees_what_began(make_recorder: MakeRecorder, spool_dir: P
     assert told(spool_dir) == lost
 
 
+def test_what_nobody_ends_is_given_up_and_counted_once(
+    make_recorder: MakeRecorder, spool_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A process that runs for a month says so meanwhile, and keeps no memory for it."""
+    monkeypatch.setattr("ledger.emit.flights.LONGEST_S", 0.1)
+    monkeypatch.setattr("ledger.emit.sealer._UPKEEP_S", 0.02)
+    recorder = make_recorder()
+    ids = [recorder.begin() for _ in range(4)]
+    recorder.record(**report())
+    assert eventually(lambda: recorder.status().dropped == 4)
+    assert len(recorder._sealer._flights) == 0
+    assert "never ended" in caplog.text
+    recorder.record(**report(), id=ids[0])
+    recorder.lose(ids[1])
+    recorder.abandon(ids[2])
+    assert recorder.sync()
+    assert recorder.status().dropped == 4
+    assert "ended too late" in caplog.text
+    young = recorder.begin()
+    recorder.lose(young)
+    recorder.record(**report())
+    assert recorder.close()
+    assert sum(each.count for each in batches(spool_dir)) == 2
+    assert (recorder.status().dropped, told(spool_dir)) == (5, 5)
+    assert not list((spool_dir / "sessions").iterdir())
+
+
+def test_what_waits_in_the_queue_is_not_given_up(
+    make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the spool took nothing."""
+    monkeypatch.setattr("ledger.emit.flights.LONGEST_S", 0.0)
+    recorder = make_recorder(max_records=2)
+    monkeypatch.setattr(recorder, "_rouse", lambda: None)
+    for id in [recorder.begin() for _ in range(5)]:
+        recorder.record(**report(), id=id)
+    sealer = recorder._sealer
+    for _ in range(3):
+        sealer._take()
+    assert (sealer.held, sealer.given_up, sealer.rejected) == (5, 0, 0)
+
+
+def test_old_flights_are_given_up_by_their_steady_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger.emit.flights.LONGEST_S", 10.0)
+    ids = RecordIds()
+    flights = Flights(ids)
+    old, young = ids.new(), ids.new()
+    flights.began(old, 1_000_000_000, None)
+    flights.began(young, 3_000_000_000, None)
+    assert flights.give_up(11_000_000_000) == []
+    assert flights.give_up(12_000_000_000) == [old]
+    assert len(flights) == 1
+    assert not flights.gave_up(old)  # its own time says that it is young
+    monkeypatch.setattr("ledger.emit.flights.LONGEST_S", -1.0)
+    assert flights.gave_up(old)
+    assert not flights.gave_up(young)
+    assert not flights.gave_up(RecordIds().new())
+    assert not flights.gave_up("no id" + old[-9:])
+
+
 def test_flights_follow_the_marks() -> None:
     ids = RecordIds()
     flights = Flights(ids)

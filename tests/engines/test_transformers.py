@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec import UNSET
 
-from ledger.core.records import Adapter, Speculative
+from ledger.core.records import Adapter, Deployment, Speculative
 from ledger.emit import Recorder
 from ledger.emit.engines import transformers as hook
+from ledger.emit.engines._transformers_batching import watch_batching
 from ledger.emit.model_identity import weights_of
 from tests.engines.logged import Logged, new_recorder
 from tests.engines.smollm2 import smollm2, tiny_llama, tiny_lora
@@ -514,3 +516,42 @@ def test_a_cancelled_request_of_a_batch_is_an_abort(model, recorder) -> None:
     assert shown <= reasons["abort"].usage.output_tokens < 1000
     assert log.is_request(reasons["length"], other)
     assert reasons["length"].usage.output_tokens == 5
+
+
+def test_a_request_that_starts_anew_for_lack_of_memory_is_recorded_whole(recorder) -> None:
+    """transformers gives it another state under its id, with the tokens so far in the prompt."""
+    requests = pytest.importorskip("transformers.generation.continuous_batching.requests")
+    scheduler = SimpleNamespace(active_requests={}, waiting_requests={})
+    manager = SimpleNamespace(
+        input_queue=SimpleNamespace(put=lambda state: None),
+        output_router=SimpleNamespace(deliver=lambda output: None, deliver_batch=lambda outputs: None),
+        cancel_request=lambda name: None,
+        stop=lambda: None,
+        batch_processor=SimpleNamespace(scheduler=scheduler),
+    )
+    deployment = Deployment(model="m", engine="transformers")
+    watch_batching(lambda: manager, recorder, lambda: deployment)()
+    anew = {}
+    for name in ("cancelled", "finished"):
+        state = requests.RequestState(
+            request_id=name, initial_tokens=[1, 2, 3], max_new_tokens=9, eos_token_id=13
+        )
+        manager.input_queue.put(state)
+        state._status = requests.RequestStatus.DECODING
+        state.update_and_check_completion(11, None)
+        state.update_and_check_completion(12, None)
+        anew[name] = scheduler.active_requests[name] = state.create_equivalent_initial_request()
+        anew[name]._status = requests.RequestStatus.DECODING
+    time.sleep(0.05)
+    for state in anew.values():
+        state.update_and_check_completion(13, None)
+    manager.cancel_request("cancelled")
+    manager.output_router.deliver(anew["finished"].to_generation_output())
+    log = read(recorder)
+    assert len(log.records) == 2
+    for name, reason in (("cancelled", "abort"), ("finished", "stop")):
+        record = next(each for each in log.records if log.is_request(each, name))
+        assert record.finish_reason == reason
+        assert (record.usage.input_tokens, record.usage.output_tokens) == (3, 3)
+        assert log.opens(record, [1, 2, 3], [11, 12, 13])
+        assert record.ended_us - record.first_token_us >= 50_000

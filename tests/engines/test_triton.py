@@ -7,6 +7,7 @@ backend (``text_output``, ``num_input_tokens``, ...) and of TensorRT-LLM's ``ten
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from ledger.core.records import Deployment
 from ledger.emit.engines import triton as hook
@@ -41,6 +43,9 @@ METADATA = {
     "tensorrt_llm": ["input_ids", "input_lengths", "request_output_len", "return_num_output_tokens"],
     "resnet": ["image"],
 }
+METADATA["late"] = METADATA["vllm"]
+ASKED_FOR: list[str] = []
+"""Models whose metadata was asked for over HTTP."""
 
 
 class Http(BaseHTTPRequestHandler):
@@ -53,6 +58,10 @@ class Http(BaseHTTPRequestHandler):
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1]
+        ASKED_FOR.append(name)
+        if ASKED_FOR == ["late"]:
+            self.answer(503, {"error": "still loading"})
+            return
         inputs = [{"name": each, "datatype": "BYTES", "shape": [1]} for each in METADATA[name]]
         self.answer(
             200, {"name": name, "versions": ["1"], "platform": "python", "inputs": inputs, "outputs": []}
@@ -118,6 +127,17 @@ class Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.inputs.add(name=each, datatype="BYTES", shape=[1])
         return response
 
+    def ModelInfer(self, request, context):
+        names = [each.name for each in request.inputs]
+        prompt = deserialize_bytes_tensor(request.raw_input_contents[names.index("text_input")])[0].decode()
+        if prompt == "refuse":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused")
+        response = service_pb2.ModelInferResponse(id=request.id, model_name=request.model_name)
+        self.add(response, "text_output", "BYTES", (9).to_bytes(4, "little") + b" and more")
+        self.add(response, "num_input_tokens", "UINT32", np.uint32(len(prompt.split())).tobytes())
+        self.add(response, "num_output_tokens", "UINT32", np.uint32(2).tobytes())
+        return response
+
     def ModelStreamInfer(self, requests, context):
         for request in requests:
             names = [each.name for each in request.inputs]
@@ -131,7 +151,7 @@ class Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
                 inner.id, inner.model_name = request.id, request.model_name
                 self.add(inner, "text_output", "BYTES", len(piece).to_bytes(4, "little") + piece.encode())
                 if "return_finish_reason" in names:
-                    reason = b"stop" if at == 2 else b""
+                    reason = b"stop" if at == 2 else b"None"
                     self.add(inner, "finish_reason", "BYTES", len(reason).to_bytes(4, "little") + reason)
                 if "return_num_input_tokens" in names:
                     self.add(inner, "num_input_tokens", "UINT32", np.uint32(len(prompt.split())).tobytes())
@@ -271,6 +291,98 @@ def test_streams_are_added_up_and_left_ones_are_aborts(grpc_address, recorder) -
     assert (second.usage.input_tokens, second.usage.output_tokens) == (1, 2)
     assert second.finish_reason == "abort"
     assert log.opens_text(second, "hang", " and so")
+
+
+def test_a_finish_reason_ends_a_stream(grpc_address, recorder) -> None:
+    """Without an empty final response, which clients must ask for."""
+    client = hook.attach(over_grpc.InferenceServerClient(grpc_address), recorder, deployment=DEPLOYMENT)
+    got: list[object] = []
+    ended = threading.Event()
+
+    def callback(result, error):
+        got.append(result)
+        if len(got) == 3:
+            ended.set()
+
+    client.start_stream(callback)
+    client.async_stream_infer("vllm", [text_input(over_grpc, ["one two"])])
+    assert ended.wait(20)
+    assert not client.infer.func.__self__._streams
+    client.stop_stream()
+    assert read(recorder).one().finish_reason == "stop"
+
+
+def test_an_id_used_anew_ends_what_had_it(grpc_address, recorder) -> None:
+    client = hook.attach(over_grpc.InferenceServerClient(grpc_address), recorder, deployment=DEPLOYMENT)
+    got: list[object] = []
+    first, second = threading.Event(), threading.Event()
+
+    def callback(result, error):
+        got.append(result)
+        if len(got) >= 2:
+            (first if len(got) == 2 else second).set()
+
+    client.start_stream(callback)
+    client.async_stream_infer("vllm", [text_input(over_grpc, ["hang"])], request_id="same")
+    assert first.wait(20)
+    client.async_stream_infer("vllm", [text_input(over_grpc, ["one two"])], request_id="same")
+    assert second.wait(20)
+    client.stop_stream()
+    log = read(recorder)
+    assert len(log.records) == 2
+    assert log.opens_text(log.records[0], "hang", " and so")
+    assert log.records[0].finish_reason is UNSET
+    assert log.opens_text(log.records[1], "one two", " and so on")
+
+
+def test_metadata_that_could_not_be_had_is_asked_for_again(http_address, recorder, monkeypatch) -> None:
+    ASKED_FOR.clear()
+    client = hook.attach(over_http.InferenceServerClient(http_address), recorder, deployment=DEPLOYMENT)
+    client.infer("late", [text_input(over_http, ["one two"])])
+    client.infer("late", [text_input(over_http, ["one two"])])
+    assert ASKED_FOR == ["late"]  # not at once
+    monkeypatch.setattr(hook, "_TRY_AGAIN_S", 0.0)
+    client.infer.func.__self__._ask_at.clear()
+    client.infer("late", [text_input(over_http, ["one two"])])
+    client.infer("late", [text_input(over_http, ["one two"])])
+    assert ASKED_FOR == ["late", "late"]
+    assert len(read(recorder, dropped=2).records) == 2
+
+
+def test_answers_that_come_to_a_callback_are_recorded(grpc_address, recorder) -> None:
+    client = hook.attach(over_grpc.InferenceServerClient(grpc_address), recorder, deployment=DEPLOYMENT)
+    for prompt in ("one two", "refuse"):
+        got: list[object] = []
+        came = threading.Event()
+
+        def callback(result, error, got=got, came=came):
+            got.append(result)
+            came.set()
+
+        client.async_infer("vllm", [text_input(over_grpc, [prompt])], callback)
+        assert came.wait(20)
+        assert (got[0] is None) == (prompt == "refuse")
+    log = read(recorder)
+    record = log.one()
+    assert (record.usage.input_tokens, record.usage.output_tokens) == (2, 2)
+    assert log.opens_text(record, "one two", " and more")
+
+
+def test_answers_that_are_fetched_later_are_recorded(http_address, recorder) -> None:
+    client = hook.attach(over_http.InferenceServerClient(http_address), recorder, deployment=DEPLOYMENT)
+    request = hook.Request(tenant="t-1")
+    handle = client.async_infer("vllm", [text_input(over_http, ["one two"])], tallystick=request)
+    assert handle.get_result().as_numpy("text_output")[0] == "one two and more"
+    refused = client.async_infer("vllm", [text_input(over_http, ["refuse"])])
+    with pytest.raises(InferenceServerException, match="refused"):
+        refused.get_result()
+    never_fetched = client.async_infer("vllm", [text_input(over_http, ["a b"])])
+    del handle, refused, never_fetched
+    gc.collect()
+    client.close()  # waits for what is under way
+    gc.collect()
+    log = read(recorder, dropped=1)
+    assert log.opens_text(log.one(), "one two", " and more", tenant="t-1")
 
 
 def test_detach_gives_the_client_back(http_address, recorder) -> None:

@@ -34,8 +34,13 @@ class Rig:
         self.spool = spool
         self.recorder = Recorder(spool=spool, issuer="tests.example/vllm")
         self.processor = OutputProcessor(None, log_stats=False)
+        self.changes: list[None] = []
         self.hook = Requests(
-            self.processor, self.recorder, lambda _: make_deployment(), Fields("team", "cause")
+            self.processor,
+            self.recorder,
+            lambda _: make_deployment(),
+            Fields("team", "cause"),
+            lambda: self.changes.append(None),
         )
 
     def add(self, request_id: str, prompt: list[int] | None = None, **more: Any) -> RequestOutputCollector:
@@ -177,6 +182,14 @@ def test_an_embedding_has_no_output(rig: Rig) -> None:
     record = rig.one()
     assert (record.usage.input_tokens, record.usage.output_tokens) == (2, 0)
     assert record.output is UNSET
+
+
+def test_another_version_of_the_weights_is_told(rig: Rig) -> None:
+    rig.add("a")
+    for version, changes in [(None, 0), ("default", 0), ("step-1", 1), ("step-1", 1), ("step-2", 2)]:
+        output = EngineCoreOutput(request_id="a", new_token_ids=[7])
+        rig.processor.process_outputs([output], weight_version=version)
+        assert len(rig.changes) == changes
 
 
 def test_what_callers_say_cannot_spoil_a_record(rig: Rig) -> None:

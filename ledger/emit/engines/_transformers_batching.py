@@ -5,7 +5,8 @@ Its ``ContinuousBatchingManager`` takes requests by ``add_request``, as ``genera
 ``output_router``, from the thread that generates. Semantics from transformers 5.19,
 ``generation/continuous_batching``: ``generated_tokens`` has the end-of-sequence token; a request that is
 cancelled is dropped without an output; the children of a request (``num_return_sequences``) are named
-``ID__child#0`` and so on.
+``ID__child#0`` and so on. When memory is short a request may start anew (``offloading_manager``): under its
+id with another state, whose prompt ends in the tokens made so far, and which has no times of those.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ class _Flight:
     """One request in flight."""
 
     record_id: str
-    state: Any
+    state: Any  # as it was queued; a child's is its parent's
     started_us: int
     started_s: float
     wants_times: bool
+    is_child: bool
 
     def us(self, at_s: float) -> int:
         """Unix microseconds of a reading of ``perf_counter``."""
@@ -70,6 +72,7 @@ class _Manager:
         self._recorder = recorder
         self._deployment = deployment
         self._complaints = complaints
+        self._manager = manager
         self._children = int(getattr(manager, "num_return_sequences", 1) or 1) - 1
         self._lock = threading.Lock()  # guards the flights
         self._flights: dict[str, _Flight] = {}
@@ -123,6 +126,7 @@ class _Manager:
                 time.time_ns() // 1000,
                 time.perf_counter(),
                 wants_times,
+                name != state.request_id,
             )
             with self._lock:
                 self._flights[name] = flight
@@ -131,7 +135,7 @@ class _Manager:
         with self._lock:
             flight = self._flights.pop(output.request_id, None) if output.is_finished() else None
             known = flight or self._flights.get(output.request_id)
-        times = output.timestamps or []
+        times = list(output.timestamps or [])
         if known is not None and not known.wants_times:
             output.timestamps = None
         if flight is None:
@@ -149,11 +153,24 @@ class _Manager:
         """End a request that gives no output: cancelled, or refused."""
         with self._lock:
             flight = self._flights.pop(request_id, None)
-        if flight is not None:
-            is_child = request_id != flight.state.request_id
-            tokens = [] if is_child or reason is None else list(flight.state.generated_tokens)
-            times = [] if is_child else list(flight.state._timestamps)
-            self._record(flight, list(flight.state.initial_tokens), tokens, times, reason or ABORT)
+        if flight is None:
+            return
+        state = None if reason is None else self._state(request_id)
+        if state is None and request_id == flight.state.request_id:
+            state = flight.state
+        if state is None:  # a child that is not there yet, or not any more
+            self._record(flight, list(flight.state.initial_tokens), [], [], reason or ABORT)
+            return
+        tokens, times = [*state.initial_tokens, *state.generated_tokens], list(state._timestamps)
+        prompt = len(flight.state.initial_tokens)
+        self._record(flight, tokens[:prompt], tokens[prompt:], times, reason or ABORT)
+
+    def _state(self, request_id: str) -> Any:
+        """The state that a request has now; None if the scheduler does not have it at this moment."""
+        scheduler = getattr(getattr(self._manager, "batch_processor", None), "scheduler", None)
+        if scheduler is None:
+            return None
+        return scheduler.active_requests.get(request_id) or scheduler.waiting_requests.get(request_id)
 
     def _end_all(self, request_id: str | None, reason: str | None) -> None:
         with self._lock:
@@ -172,11 +189,12 @@ class _Manager:
             self._recorder.abandon(flight.record_id)
             return
         ended_us = flight.us(times[-1] if times else time.perf_counter())
+        first_s = _first(flight, times, len(tokens))
         self._recorder.record(
             id=flight.record_id,
             usage=Usage(input_tokens=len(prompt), output_tokens=len(tokens)),
             started_us=flight.started_us,
-            first_token_us=flight.us(times[0]) if times else None,
+            first_token_us=None if first_s is None else flight.us(first_s),
             ended_us=ended_us,
             input_ids=prompt,
             output_ids=tokens,
@@ -184,3 +202,11 @@ class _Manager:
             request_id=flight.state.request_id,
             deployment=self._deployment(),
         )
+
+
+def _first(flight: _Flight, times: list[float], tokens: int) -> float | None:
+    """When the first token was there, by ``perf_counter``; None if its time is lost with an earlier state."""
+    if len(times) >= tokens:
+        return times[0] if times else None
+    earlier = flight.state._timestamps
+    return earlier[0] if earlier and not flight.is_child else None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ledger.core.records import Adapter, Deployment, Speculative
+from ledger.emit._digest_cache import file_state
 from ledger.emit.engines._vllm_workers import attention_backends
 from ledger.emit.model_identity import find_model, identified
 from ledger.energy.host_power import host_power
@@ -64,6 +65,13 @@ def deployment_of(
     )
 
 
+class _Loaded(NamedTuple):
+    """An adapter as it was loaded: its files' state, where that can change, and itself as a model."""
+
+    state: tuple[str, ...]
+    alone: Callable[[], Deployment]
+
+
 class Deployments:
     """The deployments of one engine: its model, and its model with each adapter that a request named.
 
@@ -75,8 +83,9 @@ class Deployments:
     """
 
     def __init__(self, deployment: Deployment, model: Path | None) -> None:
+        self._deployment, self._model = deployment, model
         self._base = identified(deployment, model)
-        self._adapters: dict[tuple[str, str], Callable[[], Deployment]] = {}
+        self._adapters: dict[tuple[str, str, int], _Loaded] = {}
         self._made: dict[tuple[int, int], tuple[Deployment, Deployment, Deployment]] = {}
 
     def __call__(self, lora: Any) -> Deployment:
@@ -93,14 +102,44 @@ class Deployments:
             self._made[id(base), id(adapter)] = made
         return made[2]
 
+    def weights_changed(self, *, reread: bool = False) -> None:
+        """The engine replaced the model's weights: those that it was started with are not stated any more.
+
+        Args:
+            reread: it read them from the model's files again, which may be others by now.
+        """
+        bare = msgspec.structs.replace(self._deployment, weights=UNSET)
+        self._base = identified(self._deployment, self._model, wait_s=0) if reread else lambda: bare
+        self._made.clear()
+
     def _adapter(self, lora: Any) -> Callable[[], Deployment]:
         """The adapter as if it were a model of its own."""
-        key = (lora.lora_name, lora.lora_path)
+        # An adapter that is unloaded and loaded anew gets another number. One that is loaded in place keeps
+        # it, and vLLM reads its files whenever it is used; those of the others it does not read again.
+        key = (lora.lora_name, lora.lora_path, lora.lora_int_id)
+        where: Path | None = None
+        state: tuple[str, ...] = ()
+        if getattr(lora, "load_inplace", False):
+            where = find_model(lora.lora_path)
+            state = _files_state(where)
         known = self._adapters.get(key)
-        if known is None:
+        if known is None or known.state != state:
             alone = Deployment(model=_name(lora.lora_name), engine="vllm")
-            known = self._adapters[key] = identified(alone, find_model(lora.lora_path), wait_s=0)
-        return known
+            where = where or find_model(lora.lora_path)
+            if known is not None:
+                self._made.clear()  # of it, what was made with the adapter as it was
+            known = self._adapters[key] = _Loaded(state, identified(alone, where, wait_s=0))
+        return known.alone
+
+
+def _files_state(folder: Path | None) -> tuple[str, ...]:
+    """What tells one content of an adapter's folder from another, without reading it."""
+    if folder is None:
+        return ()
+    try:
+        return (str(folder), *(file_state(each) for each in sorted(folder.iterdir())))
+    except OSError:  # being replaced at this moment
+        return (str(folder),)
 
 
 def _model_name(model: Any) -> str:

@@ -45,6 +45,8 @@ SEAMS = (
 """What an output processor must have."""
 
 _ABORT, _ERROR, _STOP = "abort", "error", "stop"
+_FIRST_WEIGHTS = "default"
+"""The version that vLLM gives the weights that it starts with."""
 _MAX_WAIT_US = 3_600_000_000
 """An arrival more than an hour ago is a clock that was set since, or another machine's."""
 
@@ -97,6 +99,7 @@ class Requests:
         recorder: a ``Recorder``.
         deployment_for: gives the deployment that serves a ``LoRARequest`` (None: the model itself).
         fields: where a request names its tenant and parent.
+        weights_changed: called when the engine says that its weights have another version.
     """
 
     def __init__(
@@ -105,8 +108,11 @@ class Requests:
         recorder: Recorder,
         deployment_for: Callable[[Any], Deployment],
         fields: Fields,
+        weights_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._fields = fields
+        self._weights_changed = weights_changed
+        self._weight_version = _FIRST_WEIGHTS
         self._recorder = recorder
         self._deployment_for = deployment_for
         self._states = processor.request_states
@@ -139,6 +145,10 @@ class Requests:
 
         def process_outputs(outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
             self._now_ns = time.monotonic_ns()
+            version = kwargs.get("weight_version")  # not in all versions
+            if version is not None and version != self._weight_version:
+                self._weight_version = version
+                self._weights_changed()
             if self._silent:
                 self._note_first(outputs)
             processed = original(outputs, *args, **kwargs)

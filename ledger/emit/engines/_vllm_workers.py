@@ -9,6 +9,7 @@ processes of one engine share. Workers on other machines do not: then the config
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import re
@@ -25,7 +26,11 @@ _is_name = re.compile("[A-Za-z0-9_]+").fullmatch
 
 
 def open_folder() -> None:
-    """Make the folder that this process and its children share, unless a parent did."""
+    """Make the folder that this process and its children share, unless a parent did.
+
+    Raises:
+        OSError: there is no room for it. Then backends are not told.
+    """
     if _VARIABLE in os.environ:
         return
     folder, owner = tempfile.mkdtemp(prefix="tallystick-vllm-"), os.getpid()
@@ -71,4 +76,5 @@ def forget() -> None:
     """Another engine begins in this process: what the workers of an earlier one chose is not its own."""
     folder = os.environ.get(_VARIABLE)
     for name in attention_backends():
-        (Path(folder or "") / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (Path(folder or "") / name).unlink()

@@ -6,8 +6,8 @@ adopt::
 
 Triton runs engines as backends and shows no Python of its own to the outside, so its requests are recorded
 where they are made: by the ``InferenceServerClient`` of ``tritonclient.http`` or ``tritonclient.grpc``.
-``infer`` and, over gRPC, ``start_stream`` with ``async_stream_infer`` are replaced on this client. Other
-ways in:
+``infer``, ``async_infer`` and, over gRPC, ``start_stream`` with ``async_stream_infer`` are replaced on this
+client. Other ways in:
 
 - Triton's OpenAI frontend is a FastAPI application: ``tallystick proxy`` or the ASGI middleware records it.
 - The ``llmapi`` model of TensorRT-LLM and the vLLM backend run in Python: there the hooks of those engines
@@ -22,7 +22,7 @@ requests are not recorded, and the log says so.
 
 Semantics from ``vllm_backend`` (``src/model.py``, ``docs/additional_outputs.md``, 2026-01), and the models
 ``inflight_batcher_llm`` and ``llmapi`` in TensorRT-LLM's ``triton_backend/all_models``. In a vLLM stream
-``num_output_tokens`` is that of each response.
+``num_output_tokens`` is that of each response, and ``finish_reason`` reads ``None`` until there is one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import functools
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,15 +39,20 @@ from typing import Any, TypeVar
 from ledger.core.records import Deployment, Usage
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._request import Request
+from ledger.emit.engines._triton_tensors import flat, rows_in, text_of, texts_in, true_like
 from ledger.emit.recorder import Recorder
 
 __all__ = ["Request", "attach", "detach"]
 
 _T = TypeVar("_T")
 _ASKED = ("return_num_input_tokens", "return_num_output_tokens", "return_finish_reason")
-_REPLACED = ("infer", "start_stream", "stop_stream", "async_stream_infer")
+_REPLACED = ("infer", "async_infer", "start_stream", "stop_stream", "async_stream_infer")
 _INSTEAD_OF = "_tallystick_instead_of"
 _FINAL = "triton_final_response"
+_UNFINISHED = ("", "None")
+"""What a sequence that goes on has as its finish reason."""
+_TRY_AGAIN_S = 30.0
+"""How long a model whose metadata could not be had is not asked for it again."""
 
 
 def attach(
@@ -58,7 +64,8 @@ def attach(
 ) -> _T:
     """Have what ``client`` asks for recorded; return ``client``.
 
-    Say who asked by one more argument of ``infer`` and ``async_stream_infer``: ``tallystick=Request(...)``.
+    Say who asked by one more argument of ``infer``, ``async_infer`` and ``async_stream_infer``:
+    ``tallystick=Request(...)``.
     Requests whose inputs are not those of a language model are not touched.
 
     Args:
@@ -112,6 +119,7 @@ class _Exchange:
     started_ns: int = field(default_factory=time.monotonic_ns)
     first_us: int | None = None
     unread: bool = False
+    ended: bool = False
 
     def now_us(self) -> int:
         """Unix microseconds, by the steady clock since the start."""
@@ -135,6 +143,7 @@ class _Hook:
         self._complaints = Complaints("the Triton hook")
         self._lock = threading.Lock()  # guards what follows
         self._known: dict[tuple[str, str], frozenset[str]] = {}
+        self._ask_at: dict[tuple[str, str], float] = {}  # of what is not known: when to ask again
         self._streams: dict[str, _Exchange] = {}
 
     # --- one request, one response -----------------------------------------------------------------------
@@ -154,6 +163,68 @@ class _Hook:
         self._take(exchange, result, streamed=False)
         self._end(exchange, None)
         return result
+
+    # --- one request, a response later -------------------------------------------------------------------
+
+    def async_infer(
+        self, original: Callable[..., Any], model_name: str, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As ``InferenceServerClient.async_infer``: gRPC answers a callback, HTTP a handle."""
+        request = kwargs.pop("tallystick", None) or Request()
+        named = "callback" in kwargs
+        by_callback = named or bool(args and callable(args[0]))
+        versions = args[1:] if by_callback and not named else args
+        version = kwargs.get("model_version", versions[0] if versions else "") or ""
+        inputs, exchange = self._begin(model_name, version, inputs, kwargs, request)
+        if exchange is not None and named:
+            kwargs["callback"] = self._called_back(exchange, kwargs["callback"])
+        elif exchange is not None and by_callback:
+            args = (self._called_back(exchange, args[0]), *args[1:])
+        try:
+            handle = original(model_name, inputs, *args, **kwargs)
+        except BaseException:
+            self._end(exchange, None)
+            raise
+        if exchange is not None and not by_callback:
+            try:
+                self._watch(exchange, handle)
+            except Exception as error:
+                self._unseen(exchange)
+                self._complaints.say("a request is not recorded", error)
+        return handle
+
+    def _called_back(self, exchange: _Exchange, callback: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(callback)
+        def seen(result: Any, error: Any) -> Any:
+            if result is not None:
+                self._take(exchange, result, streamed=False)
+            self._end(exchange, None)
+            return callback(result=result, error=error)
+
+        return seen
+
+    def _watch(self, exchange: _Exchange, handle: Any) -> None:
+        """Take in the response when it is fetched; one that nobody fetches counts as lost."""
+        original, greenlet = handle.get_result, handle._greenlet
+
+        @functools.wraps(original)
+        def get_result(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = original(*args, **kwargs)
+            except BaseException:
+                if greenlet.ready():  # else it was only not waited for long enough
+                    self._end(exchange, None)
+                raise
+            self._take(exchange, result, streamed=False)
+            self._end(exchange, None)
+            return result
+
+        handle.get_result = get_result
+        weakref.finalize(handle, self._unseen, exchange)
+
+    def _unseen(self, exchange: _Exchange) -> None:
+        exchange.unread = True
+        self._end(exchange, None)
 
     # --- streams over gRPC -------------------------------------------------------------------------------
 
@@ -183,7 +254,9 @@ class _Hook:
         if not kwargs.get("request_id"):
             kwargs["request_id"] = f"tallystick-{uuid.uuid4().hex}"
         with self._lock:
+            before = self._streams.get(kwargs["request_id"])
             self._streams[kwargs["request_id"]] = exchange
+        self._end(before, None)  # its id is used anew: nothing says how it ended, nor will
         try:
             return original(model_name, inputs, *args, **kwargs)
         except BaseException:
@@ -217,7 +290,7 @@ class _Hook:
             return
         self._take(exchange, result, streamed=True)
         final = response.parameters[_FINAL].bool_param if _FINAL in response.parameters else False
-        if final:
+        if final or all(sequence.reason for sequence in exchange.sequences):
             self._end(self._pop(response.id), None)
 
     def _pop(self, request_id: str) -> _Exchange | None:
@@ -232,12 +305,12 @@ class _Hook:
         """Read a request; ask for what the model can tell. Not a language model: nothing is done."""
         try:
             by_name = {each.name(): each for each in inputs}
-            texts, ids = _texts(by_name.get("text_input")), _rows(by_name.get("input_ids"))
+            texts, ids = texts_in(by_name.get("text_input")), rows_in(by_name.get("input_ids"))
             if texts is None and ids is None:
                 return inputs, None
             has = self._inputs_of(model, version)
             wanted = [name for name in _ASKED if name in has and name not in by_name]
-            lengths = _rows(by_name.get("input_lengths"))
+            lengths = rows_in(by_name.get("input_lengths"))
             if ids is not None and lengths is not None:
                 ids = [row[: length[0]] for row, length in zip(ids, lengths, strict=True)]
             count = len(texts if texts is not None else ids or ())
@@ -251,7 +324,7 @@ class _Hook:
             ]
             exchange = _Exchange(request, sequences)
             like = next(iter(by_name.values()))
-            added = [_true(like, name, count) for name in wanted]
+            added = [true_like(like, name, count) for name in wanted]
             if added and kwargs.get("outputs") is not None:
                 names = {each.name() for each in kwargs["outputs"]}
                 output = type(kwargs["outputs"][0]) if kwargs["outputs"] else None
@@ -266,20 +339,25 @@ class _Hook:
             return inputs, None
 
     def _inputs_of(self, model: str, version: str) -> frozenset[str]:
-        """Names of the inputs that a model has; asked once."""
+        """Names of the inputs that a model has; asked once, and again after a while where that failed."""
+        nothing: frozenset[str] = frozenset()
         with self._lock:
             known = self._known.get((model, version))
-        if known is not None:
-            return known
-        names: frozenset[str] = frozenset()
+            if known is not None:
+                return known
+            if time.monotonic() < self._ask_at.get((model, version), 0.0):
+                return nothing
+            self._ask_at[model, version] = time.monotonic() + _TRY_AGAIN_S
         try:
             found = self._client.get_model_metadata(model, version)
             listed = found["inputs"] if isinstance(found, dict) else found.inputs
             names = frozenset(each["name"] if isinstance(each, dict) else each.name for each in listed)
         except Exception as error:
             self._complaints.say(f"the inputs of {model} are not known, so nothing more is asked for", error)
+            return nothing
         with self._lock:
             self._known[model, version] = names
+            self._ask_at.pop((model, version), None)
         return names
 
     def _take(self, exchange: _Exchange | None, result: Any, *, streamed: bool) -> None:
@@ -287,22 +365,22 @@ class _Hook:
         if exchange is None:
             return
         try:
-            texts = _flat(result.as_numpy("text_output"))
-            reasons = _flat(result.as_numpy("finish_reason"))
+            texts = flat(result.as_numpy("text_output"))
+            reasons = flat(result.as_numpy("finish_reason"))
             counts_in, counts_out = (
-                _flat(result.as_numpy(f"num_{way}_tokens")) for way in ("input", "output")
+                flat(result.as_numpy(f"num_{way}_tokens")) for way in ("input", "output")
             )
-            ids, lengths = result.as_numpy("output_ids"), _flat(result.as_numpy("sequence_length"))
+            ids, lengths = result.as_numpy("output_ids"), flat(result.as_numpy("sequence_length"))
             rows = None if ids is None else ids.reshape(-1, ids.shape[-1]).tolist()
             self._spread(exchange, texts, rows)
             for at, sequence in enumerate(exchange.sequences):
                 if texts is not None and at < len(texts):
-                    sequence.parts.append(_text(texts[at]))
+                    sequence.parts.append(text_of(texts[at]))
                 if rows is not None and at < len(rows):
                     row = rows[at][: int(lengths[at])] if lengths else rows[at]
                     sequence.tokens = [*(sequence.tokens or ()), *row]
-                if reasons and at < len(reasons) and _text(reasons[at]):
-                    sequence.reason = _text(reasons[at])
+                if reasons and at < len(reasons) and text_of(reasons[at]) not in _UNFINISHED:
+                    sequence.reason = text_of(reasons[at])
                 if counts_in:
                     sequence.input_tokens = int(counts_in[min(at, len(counts_in) - 1)])
                 if counts_out:
@@ -324,8 +402,9 @@ class _Hook:
             ]
 
     def _end(self, exchange: _Exchange | None, reason: str | None) -> None:
-        if exchange is None:
+        if exchange is None or exchange.ended:
             return
+        exchange.ended = True
         ended_us = exchange.now_us()
         for sequence in exchange.sequences:
             try:
@@ -375,53 +454,3 @@ class _Hook:
                 deployment=self._deployment(),
             )
         )
-
-
-# --- tensors ---------------------------------------------------------------------------------------------
-
-
-def _array(tensor: Any) -> Any:
-    """The values of an ``InferInput``; None if they are not in it (shared memory)."""
-    if tensor is None:
-        return None
-    import numpy as np
-    from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
-
-    over_http = hasattr(tensor, "_get_binary_data")
-    raw = tensor._get_binary_data() if over_http else tensor._get_content()
-    kind = tensor.datatype()
-    if raw is None:
-        values = tensor._get_tensor().get("data") if over_http else None
-        return None if values is None else np.array(values, dtype=object if kind == "BYTES" else None)
-    flat = deserialize_bytes_tensor(raw) if kind == "BYTES" else np.frombuffer(raw, triton_to_np_dtype(kind))
-    return flat.reshape(tensor.shape())
-
-
-def _texts(tensor: Any) -> list[str] | None:
-    values = _array(tensor)
-    return None if values is None else [_text(each) for each in values.reshape(-1).tolist()]
-
-
-def _rows(tensor: Any) -> list[list[int]] | None:
-    values = _array(tensor)
-    return (
-        None if values is None else [[int(each) for each in row] for row in values.reshape(len(values), -1)]
-    )
-
-
-def _flat(values: Any) -> list[Any] | None:
-    return None if values is None else values.reshape(-1).tolist()
-
-
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _true(like: Any, name: str, count: int) -> Any:
-    """An input of the same kind of client that says yes; a model that batches wants one for each row."""
-    import numpy as np
-
-    shape = [count, 1] if len(like.shape()) > 1 else [1]
-    asked = type(like)(name, shape, "BOOL")
-    asked.set_data_from_numpy(np.ones(shape, dtype=bool))
-    return asked

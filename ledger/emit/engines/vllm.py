@@ -43,6 +43,9 @@ __all__ = ["attach", "deployment_of", "register"]
 _logger = logging.getLogger("tallystick.emit")
 
 _TRY_AGAIN_S = 30.0
+_RELOAD = "reload_weights"
+_LEAVE_WEIGHTS = ("init_", "shutdown_", "get_", "check_", "compute_")
+"""How workers' methods begin that name weights and leave them as they are."""
 _USER = "user"
 _HOOK = "_tallystick"
 """Attribute of an output processor that is recorded."""
@@ -79,13 +82,43 @@ def attach(
     deployments = Deployments(
         deployment or deployment_of(engine.vllm_config), find_model(model.model, model.revision)
     )
-    hook = Requests(processor, recorder, deployments, Fields(tenant_field, parent_field))
+    fields = Fields(tenant_field, parent_field)
+    hook = Requests(processor, recorder, deployments, fields, deployments.weights_changed)
+    _watch_weights(engine, deployments)
     setattr(processor, _HOOK, hook)
     _hooks.add(hook)
 
 
+def _watch_weights(engine: Any, deployments: Deployments) -> None:
+    """See what replaces the weights of a running engine: all ways to are calls of its workers by name."""
+    original = getattr(engine, "collective_rpc", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def collective_rpc(method: Any, *args: Any, **kwargs: Any) -> Any:
+        passed = [*args[1:], *(value for name, value in kwargs.items() if name != "timeout")]
+        if method == _RELOAD and not any(passed):
+            deployments.weights_changed(reread=True)
+        elif isinstance(method, str) and "weight" in method and not method.startswith(_LEAVE_WEIGHTS):
+            deployments.weights_changed()
+        return original(method, *args, **kwargs)
+
+    engine.collective_rpc = collective_rpc
+
+
 def register() -> None:
-    """The plugin: have every engine that is made in this process recorded. vLLM calls it."""
+    """The plugin: have every engine that is made in this process recorded. vLLM calls it.
+
+    Never raises: vLLM does not start where a plugin does.
+    """
+    try:
+        _register()
+    except Exception:
+        _logger.exception("vLLM serves without records: the plugin could not be set up")
+
+
+def _register() -> None:
     if not (os.environ.get("TALLYSTICK_URL") or os.environ.get("TALLYSTICK_SPOOL")):
         _logger.debug("vLLM is not recorded: neither TALLYSTICK_URL nor TALLYSTICK_SPOOL is set")
         return
@@ -93,7 +126,10 @@ def register() -> None:
         return
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         _logger.error("vLLM's frontend in Rust loads no plugins: put `tallystick proxy` before it")
-    workers.open_folder()
+    try:
+        workers.open_folder()
+    except OSError as error:  # such as a full disk, or no folder for temporary files
+        _logger.error("records will not name the attention backends that workers choose: %s", error)
     sys.meta_path.insert(0, _finder)
     for name in _PATCHES:
         if name in sys.modules:
@@ -113,8 +149,11 @@ def _record_engines(engine_class: Any) -> None:
 
     @functools.wraps(init)
     def recorded_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("client_addresses") is None:  # else its workers run already
-            workers.forget()
+        try:
+            if kwargs.get("client_addresses") is None:  # else its workers run already
+                workers.forget()
+        except Exception as error:
+            _logger.error("records may name attention backends of an earlier engine: %s", error)
         init(self, *args, **kwargs)
         if not _attached(self):
             threading.Thread(
