@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ STREAM = (
     b': hello\n\nevent: x\r\ndata: {"a":1}\r\n\r\ndata:one\ndata: two\rdata\r\rid: 7\n\n'
     b"data: \xe2\x82\xac\n\ndata: [DONE]\n\n"
 )
+from ledger.emit.engines._providers import openai_usage
 DATA = [b"", b'{"a":1}', b"one\ntwo\n", b"", b"\xe2\x82\xac", b"[DONE]"]
 
 
@@ -152,6 +154,30 @@ def test_usage_of_chat_and_responses():
         {},
         {"prompt_tokens": -1, "completion_tokens": 1},
         {"prompt_tokens": 1.5, "completion_tokens": 1},
+@pytest.mark.parametrize(
+    ("outputs", "reasoning", "total", "made"),
+    [
+        (20, 5, 50, 20),  # OpenAI: among the output
+        (20, 5, 55, 25),  # xAI: beside it
+        (20, 5, None, 20),
+        (2, 5, None, 7),  # more than the output
+        (2, 0, 32, 2),
+        (5, 2**53 - 1, None, None),
+    ],
+)
+def test_reasoning_is_among_the_output(outputs, reasoning, total, made):
+    told = {
+        "prompt_tokens": 30,
+        "completion_tokens": outputs,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    } | ({} if total is None else {"total_tokens": total})
+    usages = [usage_of(told), openai_usage(SimpleNamespace(**told))]
+    expected = (
+        None if made is None else Usage(input_tokens=30, output_tokens=made, reasoning_tokens=reasoning)
+    )
+    assert usages == [expected, expected]
+
+
         {"prompt_tokens": True, "completion_tokens": 1},
         {"prompt_tokens": 2**53, "completion_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": "2"},

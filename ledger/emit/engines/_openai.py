@@ -192,7 +192,7 @@ def usage_of(value: Any) -> Usage | None:
     drafted = accepted + rejected if is_count(accepted) and is_count(rejected) else 0
     return Usage(
         input_tokens=inputs,
-        output_tokens=outputs or 0,
+        output_tokens=made,
         cached_input_tokens=cached if is_count(cached) and cached <= inputs else UNSET,
         reasoning_tokens=reasoning if is_count(reasoning) else UNSET,
         drafted_tokens=drafted or UNSET,
@@ -207,6 +207,8 @@ def delta_text(delta: Any) -> str:
     """The text of a chat message or of a part of one: reasoning, content, tool calls, in this order."""
     if isinstance(delta, dict) and len(delta) == 1 and isinstance(content := delta.get("content"), str):
         return content  # as most chunks of a stream
+    Reasoning is among the output tokens. Some servers (xAI) count it beside them, which shows in
+    ``total_tokens``, or in more reasoning than output: then it is added.
     return "".join(_delta_parts(mapping(delta)))
 
 
@@ -221,6 +223,13 @@ def _delta_parts(delta: Mapping[str, Any]) -> Iterator[str]:
         yield refusal
     calls = delta.get("tool_calls")
     functions = [mapping(call).get("function") for call in calls] if isinstance(calls, list) else []
+    made = outputs or 0
+    if is_count(reasoning) and (
+        reasoning > made or (reasoning and usage.get("total_tokens") == inputs + made + reasoning)
+    ):
+        made += reasoning
+    if made > MAX_SAFE_INTEGER:
+        return None
     for function in (*functions, delta.get("function_call")):
         for name in ("name", "arguments"):
             if isinstance(value := mapping(function).get(name), str):
