@@ -16,9 +16,18 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from ledger.core.records import Usage
-from ledger.emit.engines._openai import delta_text, kind_of, prompt_text, read_json, read_request, usage_of
+from ledger.emit.engines._openai import (
+    delta_text,
+    kind_of,
+    prompt_text,
+    read_json,
+    read_leniently,
+    read_request,
+    usage_of,
+)
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._openai_responses import feed_response
+from ledger.emit.engines._providers import openai_usage
 from ledger.emit.engines._sse import Event, Events
 
 # --- events ----------------------------------------------------------------------------------------------
@@ -27,7 +36,6 @@ STREAM = (
     b': hello\n\nevent: x\r\ndata: {"a":1}\r\n\r\ndata:one\ndata: two\rdata\r\rid: 7\n\n'
     b"data: \xe2\x82\xac\n\ndata: [DONE]\n\n"
 )
-from ledger.emit.engines._providers import openai_usage
 DATA = [b"", b'{"a":1}', b"one\ntwo\n", b"", b"\xe2\x82\xac", b"[DONE]"]
 
 
@@ -147,14 +155,6 @@ def test_usage_of_chat_and_responses():
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        [],
-        {},
-        {"prompt_tokens": -1, "completion_tokens": 1},
-        {"prompt_tokens": 1.5, "completion_tokens": 1},
-@pytest.mark.parametrize(
     ("outputs", "reasoning", "total", "made"),
     [
         (20, 5, 50, 20),  # OpenAI: among the output
@@ -178,6 +178,14 @@ def test_reasoning_is_among_the_output(outputs, reasoning, total, made):
     assert usages == [expected, expected]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 1.5, "completion_tokens": 1},
         {"prompt_tokens": True, "completion_tokens": 1},
         {"prompt_tokens": 2**53, "completion_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": "2"},
@@ -466,6 +474,30 @@ def test_values_of_any_type_do_no_harm(bodies, streamed):
     for body in bodies:
         for kind in ("chat", "completions", "responses"):
             read_request(kind, body)
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b'{"a": NaN, "b": -Infinity, "c": 1e999, "d": 1.5}', {"a": None, "b": None, "c": None, "d": 1.5}),
+        (b'{"a": "x\\ud83d", "\\udc00": "\\ud83d\\ude00"}', {"a": "x?", "?": "\U0001f600"}),
+        ('{"a": "é"}'.encode("utf-16"), {"a": "é"}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (b"[1]", None),
+        (b"{", None),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+        (b'{"a": ' + b"9" * 10_000 + b"}", None),
+        (b"\xff\xff", None),
+    ],
+)
+def test_what_other_servers_read_is_read(data, value):
+    assert read_leniently(data) == value
+
+
+def test_long_texts_are_read_once_only(monkeypatch):
+    monkeypatch.setattr("ledger.emit.engines._openai._MAX_LENIENT_BYTES", 9)
+    assert read_leniently(b'{"a":NaN}') == {"a": None}
+    assert read_leniently(b'{"a": NaN}') is None
 
 
 def test_what_is_no_json_object():
