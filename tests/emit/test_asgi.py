@@ -670,6 +670,92 @@ def test_an_answer_without_anything_is_none(records, status, data):
     assert records.abandoned == ["record-1"]
 
 
+# --- other paths -----------------------------------------------------------------------------------------
+
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "Hello"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 3, "output_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/", "/anthropic/v1/messages"])
+def test_anthropics_api_is_recorded(records, path):
+    data = json.dumps(MESSAGE).encode()
+    answer = call(App(data), records, CHAT | {"max_tokens": 9}, path=path, options={"engine": "vllm"})
+    assert answer.data == data
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["output_text"], record["finish_reason"]) == ("Hello", "stop")
+    assert record["request_id"] == "msg_1"
+
+
+def test_a_stream_of_anthropics_api(records):
+    events = [
+        {"type": "message_start", "message": MESSAGE | {"content": [], "usage": {"input_tokens": 3}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    parts = [b"event: %s\ndata: %s\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events]
+    app = App(*parts, headers=EVENTS)
+    answer = call(app, records, STREAM | {"max_tokens": 2}, path="/v1/messages")
+    assert answer.data == b"".join(parts)
+    assert json.loads(app.bodies[0]) == STREAM | {"max_tokens": 2}  # it tells its usage unasked
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["output_text"], record["finish_reason"]) == ("Hello", "length")
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        (CHAT, {"return_token_ids": True}),
+        ({"prompt": "Hi"}, {"return_token_ids": True}),
+        ({"input": "Hi"}, None),
+    ],
+)
+def test_invocations_are_what_their_body_says(records, body, asks):
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, body, path="/invocations", options={"engine": "vllm"})
+    assert json.loads(app.bodies[0]) == body | (asks or {})
+    assert len(records.records) == (asks is not None)
+
+
+def test_messages_that_were_embedded_are_no_generation(records):
+    call(
+        App(json.dumps({"usage": USAGE | {"completion_tokens": 0}, "data": []}).encode()),
+        records,
+        path="/invocations",
+    )
+    assert records.abandoned == ["record-1"]
+
+
+def test_generations_at_unknown_paths_are_told_once_each(records, caplog):
+    app = App(json.dumps(ANSWER).encode())
+    embedding = App(json.dumps({"usage": {"prompt_tokens": 3, "total_tokens": 3}}).encode())
+    for served, path in ((app, "/v2/generate"), (app, "/v3/generate"), (embedding, "/v1/embeddings")):
+        with serving(RecordingMiddleware(served, records), lifespan="off") as url:
+            for _ in range(3):
+                urllib3.request("POST", url + path, json=CHAT)
+    assert caplog.text.count("POST /v2/generate count generated tokens, and are not recorded") == 1
+    assert caplog.text.count("not recorded") == 2
+    assert records.begun == []
+
+
+def test_only_so_many_unknown_paths_are_remembered(records, caplog):
+    middleware = RecordingMiddleware(App(json.dumps(ANSWER).encode()), records)
+    with serving(middleware, lifespan="off") as url:
+        for place in range(100):
+            urllib3.request("POST", f"{url}/x/{place}", json=CHAT)
+    assert caplog.text.count("not recorded") == 64
+
+
 def test_websockets_pass(records):
     scopes = []
 

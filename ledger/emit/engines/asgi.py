@@ -31,6 +31,7 @@ from ledger.emit.engines._budgeting import ask_for_room, send_refusal
 from ledger.emit.engines._exchange import Call, Exchange, Recording
 from ledger.emit.engines._openai import read_json, read_leniently
 from ledger.emit.engines._routes import wire_of
+from ledger.emit.engines._unrecorded import Unrecorded
 from ledger.emit.engines._wire import Added, Asking, Wire, with_additions
 
 __all__ = ["RecordingMiddleware"]
@@ -98,12 +99,15 @@ class RecordingMiddleware:
         self._model = model
         self._try_at_s = 0.0  # steady; there is no use in making a recorder before
         self._complaints = Complaints("recording")
+        self._unrecorded = Unrecorded("recording")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         wire = None
         if scope["type"] == "http" and scope["method"] == "POST":
             wire = wire_of(scope["path"], self._asking.engine)
+            if wire is None:
+                send = self._unrecorded.watching(scope["path"], send)
         elif scope["type"] == "lifespan" and self._given is None:
             await self._live(scope, receive, send)
             return
@@ -130,6 +134,10 @@ class RecordingMiddleware:
             return
         exact = None if data is None else read_json(data)
         body = read_leniently(data) if exact is None and data is not None else exact
+        if wire.generates is not None and (body is None or not wire.generates(body)):
+            send = self._unrecorded.watching(scope["path"], send)
+            await self.app(scope, _replay(messages, receive), send)
+            return
         added = Added()
         try:
             request = None if body is None else wire.read(body)
