@@ -203,6 +203,21 @@ def test_a_request_that_cannot_be_recorded_is_sent_as_it_is() -> None:
     assert b"stream_options" not in requests[0]
 
 
+def test_a_signed_request_stays_as_it_is() -> None:
+    """Any other header or body would not be what was signed."""
+    records = Captured()
+    with answering(http(events(*CHUNKS[:1]), "text/event-stream")) as (url, requests):
+        client = made(url, records).with_options(
+            default_headers={"Authorization": "AWS4-HMAC-SHA256 Credential=x", "Accept-Encoding": "gzip"}
+        )
+        list(client.chat.completions.create(**ASKED, stream=True))
+    head = requests[0].lower()
+    assert b"authorization: aws4" in head
+    assert b"accept-encoding: gzip" in head
+    assert b"stream_options" not in head
+    assert records.the_record()["quality"] == USAGE_ESTIMATED
+
+
 @pytest.mark.parametrize("kind", ["text/plain", None])
 def test_a_stream_that_is_not_named_as_one_is_read(kind: str | None) -> None:
     records = Captured()

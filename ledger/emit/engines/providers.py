@@ -14,6 +14,7 @@ provider generated nothing, any other one may have, and counts as dropped.
 
 What the hook changes: requests that generate ask for an answer that is not compressed, and streams of
 OpenAI's API ask for their usage, which is taken out of the answer again where the caller did not ask for it.
+Requests that are signed for AWS stay as they are.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 )
 """Errors of ``httpx`` before there is a connection to the provider."""
+_SIGNED = "AWS4-"
+"""How the authorization of a request begins whose headers and body are signed (AWS Signature Version 4)."""
 _SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 """By the package of the client: the provider, where the host does not tell it."""
 
@@ -211,10 +214,11 @@ class _Hooks:
         more: dict[str, Any] = {}
         added = Added()
         body = read_json(data)
-        if body is not None:
+        signed = request.headers.get("authorization", "").startswith(_SIGNED)
+        if body is not None and not signed:
             more, added = wire.ask(body, self._asking)
             data = with_additions(data, body, more)
-        else:
+        elif body is None:
             body = read_leniently(data)  # and sent as it is
         asked = None if body is None else wire.read(body)
         host = request.url.netloc.decode("ascii", "replace")
@@ -238,7 +242,8 @@ class _Hooks:
         held = _Held(exchange, known, self._complaints)
         # As a dict of the request's own: the SDKs pass theirs on to others.
         request.extensions = {**request.extensions, _HELD: held}
-        request.headers["accept-encoding"] = "identity"
+        if not signed:
+            request.headers["accept-encoding"] = "identity"
         if more:  # last: from here on, somebody is there to take out of the answer what comes of it
             _rewrite(request, data)
             held.added = added
