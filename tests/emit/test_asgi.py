@@ -370,6 +370,30 @@ def test_a_client_that_goes_away_before_the_answer(records):
     assert record["usage"].output_tokens == 0
 
 
+@pytest.mark.parametrize("limit", [1 << 20, 10])
+def test_a_client_that_leaves_while_it_asks_has_asked_for_nothing(records, limit):
+    """Whether the request is read first, or passes unread."""
+    heard = []
+
+    async def app(scope, receive, send):
+        while (message := await receive()).get("more_body"):
+            pass
+        heard.append(message["type"])
+
+    messages = [
+        {"type": "http.request", "body": b'{"messages": ', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive():
+        return messages.pop(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(RecordingMiddleware(app, records, max_body_bytes=limit)(scope, receive, None))
+    assert (records.records, records.lost, records.abandoned) == ([], [], records.begun)
+    assert heard == ([] if limit > 10 else ["http.disconnect"])
+
+
 def test_an_app_that_breaks_off_after_tokens_is_an_error(records):
     class Broken(App):
         async def __call__(self, scope, receive, send):
@@ -402,6 +426,55 @@ def test_what_is_refused_is_not_recorded(records, status):
     assert (answer.status, answer.data) == (status, error)
     assert "x-tallystick-record" not in answer.headers
     assert (records.records, records.abandoned) == ([], ["record-1"])
+
+
+@pytest.mark.parametrize("status", [504, 524])
+def test_what_a_gateway_gave_up_on_counts_as_dropped(records, status, caplog):
+    answer = call(App(b"", status=status), records)
+    assert answer.status == status
+    assert "x-tallystick-record" not in answer.headers
+    assert (records.records, records.lost) == ([], ["record-1"])
+    assert f"answered {status}" in caplog.text
+
+
+class Budget:
+    """Has room, or fails."""
+
+    def __init__(self, error=None):
+        self.error, self.released = error, []
+
+    async def areserve(self, record, **_):
+        if self.error is not None:
+            raise self.error
+
+    def release(self, record):
+        self.released.append(record)
+
+
+def test_what_cannot_be_recorded_counts_as_dropped(records, monkeypatch, caplog):
+    budget = Budget()
+
+    def fail(**_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(records, "record", fail)
+    answer = call(App(json.dumps(ANSWER).encode()), records, options={"budgets": budget})
+    assert json.loads(answer.data) == ANSWER
+    assert (records.lost, records.abandoned) == (["record-1"], [])
+    eventually(lambda: budget.released == ["record-1"])
+    assert "could not be recorded" in caplog.text
+
+
+def test_a_request_that_is_cancelled_while_budgets_are_asked(records):
+    budget = Budget(asyncio.CancelledError())
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(CHAT).encode()}
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(RecordingMiddleware(App(), records, budgets=budget)(scope, receive, None))
+    assert records.abandoned == budget.released == ["record-1"]
 
 
 def test_an_error_before_the_first_token_is_not_recorded(records):
@@ -456,6 +529,39 @@ def test_a_compressed_request_passes_untouched_and_its_answer_is_recorded(record
     assert (record["input_text"], record["output_text"]) == (None, "Hello")
 
 
+UNCOUNTED = json.dumps({key: value for key, value in ANSWER.items() if key != "usage"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "options"),
+    [
+        (gzip.compress(json.dumps(CHAT).encode()), {"content-encoding": "gzip"}, {}),
+        (json.dumps(CHAT | {"user": "x" * 900}).encode(), {}, {"max_body_bytes": 500}),
+        (b"model: m", {}, {}),
+    ],
+    ids=["compressed", "long", "no JSON"],
+)
+def test_the_prompt_of_a_request_that_cannot_be_read_is_estimated(records, caplog, data, headers, options):
+    app = App(UNCOUNTED)
+    call(app, records, data=data, headers=headers, options=options)
+    assert app.bodies == [data]
+    assert "a request could not be read" in caplog.text
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=-(-len(data) // 4), output_tokens=2)
+    assert record["quality"] == USAGE_ESTIMATED
+
+
+@pytest.mark.parametrize("odd", [b"NaN", b'"\\ud83d"'])
+def test_a_request_that_only_other_servers_read_is_read_and_passes_as_it_is(records, odd):
+    data = b'{"messages": [{"role": "user", "content": "Hi"}], "stream": true, "x": %s}' % odd
+    app = App(chunk(content="a"), chunk("stop"), headers=EVENTS)
+    call(app, records, data=data)
+    assert app.bodies == [data]
+    record = records.the_record()
+    assert record["input_text"] == '{"messages":[{"content":"Hi","role":"user"}]}'
+    assert record["quality"] == USAGE_ESTIMATED
+
+
 @pytest.mark.parametrize("data", [b"[]", b"{", b"", b"\xff\xfe"])
 def test_a_request_that_is_no_json_passes_untouched(records, data):
     app = App(b'{"error": {}}', status=400)
@@ -499,10 +605,155 @@ def test_an_event_without_end_passes_unread(records, monkeypatch):
     assert record["usage"].output_tokens == 1 + -(-sum(map(len, parts[1:])) // 4)
 
 
-def test_an_answer_that_is_neither_json_nor_events(records):
-    answer = call(App(b"hello", headers=[(b"content-type", b"text/plain")]), records)
-    assert answer.data == b"hello"
+TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
+
+
+@pytest.mark.parametrize("asked", [CHAT, CHAT | {"stream": True}])
+@pytest.mark.parametrize("engine", [None, "vllm"])
+@pytest.mark.parametrize("headers", [TEXT, [(b"content-type", b"text/html")], JSON, EVENTS, []])
+def test_an_answer_that_cannot_be_read_is_estimated(records, caplog, headers, engine, asked):
+    answer = call(App(b"hello", b", you", headers=headers), records, asked, options={"engine": engine})
+    assert answer.data == b"hello, you"
+    assert "estimated" in caplog.text
+    record = records.the_record()
+    assert (record["usage"].output_tokens, record["quality"]) == (3, USAGE_ESTIMATED)
+    assert record["output_text"] is None
+
+
+@pytest.mark.parametrize("headers", [TEXT, []])
+def test_a_stream_that_is_not_named_as_one_is_read(records, headers):
+    app = App(chunk(content="Hello"), chunk("stop"), END, DONE, headers=headers)
+    answer = call(app, records, STREAM)
+    assert answer.data == chunk(content="Hello") + chunk("stop") + DONE
+    record = records.the_record()
+    assert (record["usage"], record["output_text"]) == (Usage(input_tokens=3, output_tokens=2), "Hello")
+
+
+@pytest.mark.parametrize("headers", [TEXT, []])
+def test_json_that_is_not_named_so_is_read(records, headers):
+    call(App(json.dumps(ANSWER).encode(), headers=headers), records)
+    assert records.the_record()["usage"] == Usage(input_tokens=3, output_tokens=2)
+
+
+def test_an_answer_with_numbers_that_json_does_not_have_is_read(records):
+    data = json.dumps(ANSWER | {"logprobs": [float("nan")]}).encode()
+    assert call(App(data), records).data == data
+    assert records.the_record()["usage"] == Usage(input_tokens=3, output_tokens=2)
+
+
+def test_a_stream_with_chunks_that_are_no_json(records, caplog):
+    junk = b"data: so far so good\n\n"
+    call(App(chunk(content="a"), junk, chunk("stop"), headers=EVENTS), records, STREAM)
+    assert "a chunk is no JSON" in caplog.text
+    record = records.the_record()
+    assert (record["usage"].output_tokens, record["quality"]) == (1 + 4, USAGE_ESTIMATED)
+
+
+def test_a_whole_answer_that_is_cut_is_estimated(records):
+    class Broken(App):
+        async def __call__(self, scope, receive, send):
+            await read(receive)
+            await send({"type": "http.response.start", "status": 200, "headers": JSON})
+            await send({"type": "http.response.body", "body": b"x" * 40, "more_body": True})
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        call(Broken(), records)
+    record = records.the_record()
+    assert (record["finish_reason"], record["quality"]) == ("error", USAGE_ESTIMATED)
+    assert record["usage"].output_tokens == 10
+
+
+@pytest.mark.parametrize(("status", "data"), [(204, b""), (200, b""), (200, b" "), (302, b"Moved")])
+def test_an_answer_without_anything_is_none(records, status, data):
+    call(App(*([data] if data else []), status=status), records)
     assert records.abandoned == ["record-1"]
+
+
+# --- other paths -----------------------------------------------------------------------------------------
+
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "Hello"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 3, "output_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/", "/anthropic/v1/messages"])
+def test_anthropics_api_is_recorded(records, path):
+    data = json.dumps(MESSAGE).encode()
+    answer = call(App(data), records, CHAT | {"max_tokens": 9}, path=path, options={"engine": "vllm"})
+    assert answer.data == data
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["output_text"], record["finish_reason"]) == ("Hello", "stop")
+    assert record["request_id"] == "msg_1"
+
+
+def test_a_stream_of_anthropics_api(records):
+    events = [
+        {"type": "message_start", "message": MESSAGE | {"content": [], "usage": {"input_tokens": 3}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    parts = [b"event: %s\ndata: %s\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events]
+    app = App(*parts, headers=EVENTS)
+    answer = call(app, records, STREAM | {"max_tokens": 2}, path="/v1/messages")
+    assert answer.data == b"".join(parts)
+    assert json.loads(app.bodies[0]) == STREAM | {"max_tokens": 2}  # it tells its usage unasked
+    record = records.the_record()
+    assert record["usage"] == Usage(input_tokens=3, output_tokens=2)
+    assert (record["output_text"], record["finish_reason"]) == ("Hello", "length")
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        (CHAT, {"return_token_ids": True}),
+        ({"prompt": "Hi"}, {"return_token_ids": True}),
+        ({"input": "Hi"}, None),
+    ],
+)
+def test_invocations_are_what_their_body_says(records, body, asks):
+    app = App(json.dumps(ANSWER).encode())
+    call(app, records, body, path="/invocations", options={"engine": "vllm"})
+    assert json.loads(app.bodies[0]) == body | (asks or {})
+    assert len(records.records) == (asks is not None)
+
+
+def test_messages_that_were_embedded_are_no_generation(records):
+    call(
+        App(json.dumps({"usage": USAGE | {"completion_tokens": 0}, "data": []}).encode()),
+        records,
+        path="/invocations",
+    )
+    assert records.abandoned == ["record-1"]
+
+
+def test_generations_at_unknown_paths_are_told_once_each(records, caplog):
+    app = App(json.dumps(ANSWER).encode())
+    embedding = App(json.dumps({"usage": {"prompt_tokens": 3, "total_tokens": 3}}).encode())
+    for served, path in ((app, "/v2/generate"), (app, "/v3/generate"), (embedding, "/v1/embeddings")):
+        with serving(RecordingMiddleware(served, records), lifespan="off") as url:
+            for _ in range(3):
+                urllib3.request("POST", url + path, json=CHAT)
+    assert caplog.text.count("POST /v2/generate count generated tokens, and are not recorded") == 1
+    assert caplog.text.count("not recorded") == 2
+    assert records.begun == []
+
+
+def test_only_so_many_unknown_paths_are_remembered(records, caplog):
+    middleware = RecordingMiddleware(App(json.dumps(ANSWER).encode()), records)
+    with serving(middleware, lifespan="off") as url:
+        for place in range(100):
+            urllib3.request("POST", f"{url}/x/{place}", json=CHAT)
+    assert caplog.text.count("not recorded") == 64
 
 
 def test_websockets_pass(records):

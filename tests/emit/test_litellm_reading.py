@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,3 +141,37 @@ def test_foreign_values_never_raise(kwargs: dict[str, Any], answer: Any) -> None
     reading.finish_reason_of_stream(chunks)
     reading.usage_was_told(chunks)
     reading.partial_answer(chunks).counts()
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+def error(*names: str) -> BaseException:
+    """An error with these causes, the first as LiteLLM raises it."""
+    made = [type(name, (Exception,), {})() for name in names]
+    for one, cause in pairwise(made):
+        one.__context__ = cause
+    return made[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "unanswered"),
+    [
+        (["Timeout"], True),
+        (["Timeout", "APITimeoutError", "ReadTimeout", "TimeoutError"], True),
+        (["Timeout", "APITimeoutError", "ConnectTimeout", "TimeoutError"], False),
+        (["Timeout", "PoolTimeout"], False),
+        (["InternalServerError", "APIConnectionError", "ConnectError"], False),
+        (["InternalServerError", "APIConnectionError", "RemoteProtocolError"], True),
+        (["Timeout", "ReadTimeout", "InternalServerError", "ConnectError"], True),  # an earlier attempt's
+        (["RateLimitError"], False),
+        (["RateLimitError", *["E"] * 100, "Timeout"], False),
+    ],
+)
+def test_which_calls_may_have_generated_unseen(names: list[str], unanswered: bool) -> None:
+    assert reading.was_unanswered(error(*names)) is unanswered
+
+
+@pytest.mark.parametrize("value", [None, "Timeout", 1])
+def test_what_is_no_error(value: Any) -> None:
+    assert not reading.was_unanswered(value)

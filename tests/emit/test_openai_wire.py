@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,18 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from ledger.core.records import Usage
-from ledger.emit.engines._openai import delta_text, kind_of, prompt_text, read_json, read_request, usage_of
+from ledger.emit.engines._openai import (
+    delta_text,
+    kind_of,
+    prompt_text,
+    read_json,
+    read_leniently,
+    read_request,
+    usage_of,
+)
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._openai_responses import feed_response
+from ledger.emit.engines._providers import openai_usage
 from ledger.emit.engines._sse import Event, Events
 
 # --- events ----------------------------------------------------------------------------------------------
@@ -142,6 +152,30 @@ def test_usage_of_chat_and_responses():
     ) == Usage(input_tokens=9, output_tokens=4, cached_input_tokens=0, reasoning_tokens=0)
     vllm = {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": None, "prompt_tokens_details": None}
     assert usage_of(vllm) == Usage(input_tokens=5, output_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reasoning", "total", "made"),
+    [
+        (20, 5, 50, 20),  # OpenAI: among the output
+        (20, 5, 55, 25),  # xAI: beside it
+        (20, 5, None, 20),
+        (2, 5, None, 7),  # more than the output
+        (2, 0, 32, 2),
+        (5, 2**53 - 1, None, None),
+    ],
+)
+def test_reasoning_is_among_the_output(outputs, reasoning, total, made):
+    told = {
+        "prompt_tokens": 30,
+        "completion_tokens": outputs,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    } | ({} if total is None else {"total_tokens": total})
+    usages = [usage_of(told), openai_usage(SimpleNamespace(**told))]
+    expected = (
+        None if made is None else Usage(input_tokens=30, output_tokens=made, reasoning_tokens=reasoning)
+    )
+    assert usages == [expected, expected]
 
 
 @pytest.mark.parametrize(
@@ -440,6 +474,30 @@ def test_values_of_any_type_do_no_harm(bodies, streamed):
     for body in bodies:
         for kind in ("chat", "completions", "responses"):
             read_request(kind, body)
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b'{"a": NaN, "b": -Infinity, "c": 1e999, "d": 1.5}', {"a": None, "b": None, "c": None, "d": 1.5}),
+        (b'{"a": "x\\ud83d", "\\udc00": "\\ud83d\\ude00"}', {"a": "x?", "?": "\U0001f600"}),
+        ('{"a": "é"}'.encode("utf-16"), {"a": "é"}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (b"[1]", None),
+        (b"{", None),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+        (b'{"a": ' + b"9" * 10_000 + b"}", None),
+        (b"\xff\xff", None),
+    ],
+)
+def test_what_other_servers_read_is_read(data, value):
+    assert read_leniently(data) == value
+
+
+def test_long_texts_are_read_once_only(monkeypatch):
+    monkeypatch.setattr("ledger.emit.engines._openai._MAX_LENIENT_BYTES", 9)
+    assert read_leniently(b'{"a":NaN}') == {"a": None}
+    assert read_leniently(b'{"a": NaN}') is None
 
 
 def test_what_is_no_json_object():

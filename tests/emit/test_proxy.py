@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 import urllib3
 
@@ -471,7 +473,31 @@ def test_an_upstream_that_does_not_answer_in_time():
             records=records,
         )
     assert answer.status == 504
+    assert records.lost == records.begun  # it had the request, and may have generated
+
+
+def test_an_upstream_that_is_not_connected_to_in_time(monkeypatch):
+    async def connect(*_, **__):
+        raise aiohttp.ConnectionTimeoutError("Connection timeout to host")
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
+    records = Captured()
+    answer = through("http://127.0.0.1:9", "POST", "/v1/completions", json={"prompt": "Hi"}, records=records)
+    assert answer.status == 502
     assert records.abandoned == records.begun
+
+
+def test_a_client_that_leaves_before_its_body_is_there_is_not_passed_on():
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise AssertionError(message)
+
+    with answering(OK) as (url, requests):
+        scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
+        asyncio.run(Forwarder(url)(scope, receive, send))
+        assert requests == []
 
 
 def test_an_upstream_that_is_no_http_server():

@@ -24,6 +24,7 @@ class Captured:
         self.begun: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.abandoned: list[str] = []
+        self.lost: list[str] = []
 
     def begin(self, *, input_tokens: int | None = None) -> str:
         self.begun.append(f"record-{len(self.begun) + 1}")
@@ -36,19 +37,25 @@ class Captured:
     def abandon(self, id: str) -> None:
         self.abandoned.append(id)
 
+    def lose(self, id: str) -> None:
+        self.lost.append(id)
+
+    def _ended(self) -> int:
+        return len(self.records) + len(self.abandoned) + len(self.lost)
+
     def the_record(self) -> dict[str, Any]:
         """The only record, once it is there; all that began has then ended."""
-        eventually(lambda: len(self.records) + len(self.abandoned) == len(self.begun) > 0)
+        eventually(lambda: self._ended() == len(self.begun) > 0)
         (record,) = self.records
         return record
 
     def settle(self) -> None:
         """Wait until all that began has ended."""
-        eventually(lambda: len(self.records) + len(self.abandoned) >= len(self.begun))
+        eventually(lambda: self._ended() >= len(self.begun))
 
     def clear(self) -> None:
         self.settle()
-        for rows in (self.begun, self.records, self.abandoned):
+        for rows in (self.begun, self.records, self.abandoned, self.lost):
             rows.clear()
 
 

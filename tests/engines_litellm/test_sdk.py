@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from ledger.emit.engines import litellm as tallystick
 from ledger.emit.engines._openai import prompt_text
 from tests.emit.conftest import eventually
 from tests.emit.ledger_double import LedgerDouble
+from tests.emit.wire import answering
 from tests.engines_litellm.conftest import Ledger
 from tests.engines_litellm.upstream import Seen, Upstream
 
@@ -252,6 +254,55 @@ def test_what_is_refused_generates_nothing(recorded: Ledger, upstream: Upstream)
     with pytest.raises(litellm.exceptions.ServiceUnavailableError):
         litellm.completion(**arguments(upstream))
     expect(recorded, 0)
+
+
+def dropping(tmp_path: Path, double: LedgerDouble, **options: Any) -> Any:
+    recorder = Recorder(
+        double.url, api_key=double.api_key, log_key=double.vkey, spool=tmp_path / "spool", max_age_s=0.02
+    )
+    double.keys[recorder.issuer] = recorder.public_key
+    return tallystick.callback(recorder, **options)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_call_that_is_not_answered_in_time_counts_as_dropped(tmp_path: Path, asynchronous: bool) -> None:
+    with (
+        LedgerDouble() as double,
+        answering(b"", hold=threading.Event()) as (url, requests),
+        callbacks(made := dropping(tmp_path, double)),
+    ):
+        asked = {"model": MODEL, "messages": MESSAGES, "api_base": url, "api_key": "any", "max_retries": 0}
+
+        async def ask() -> None:
+            await litellm.acompletion(**asked, timeout=0.3)
+
+        with pytest.raises(litellm.exceptions.Timeout):
+            asyncio.run(ask()) if asynchronous else litellm.completion(**asked, timeout=0.3)
+        assert requests
+        assert eventually(lambda: made.recorder.status().dropped == 1)
+        assert made.recorder.close(10)
+
+
+def test_a_server_that_is_not_there_generates_nothing(recorded: Ledger) -> None:
+    with pytest.raises(litellm.exceptions.InternalServerError):
+        litellm.completion(
+            model=MODEL, messages=MESSAGES, api_base="http://127.0.0.1:9", api_key="any", max_retries=0
+        )
+    expect(recorded, 0)
+
+
+@pytest.mark.parametrize("name", ["tenant", "estimate"])
+def test_a_function_of_the_caller_that_fails_has_the_call_count_as_dropped(
+    upstream: Upstream, tmp_path: Path, name: str
+) -> None:
+    def fail(*_: Any, **_kwargs: Any) -> Any:
+        raise KeyError("customer")
+
+    with LedgerDouble() as double, callbacks(made := dropping(tmp_path, double, **{name: fail})):
+        litellm.completion(**arguments(upstream))
+        assert eventually(lambda: made.recorder.status().dropped == 1)
+        assert made.recorder.close(10)
+        assert double.records == {}
 
 
 def test_a_router_falls_back_and_each_attempt_that_generated_is_recorded(

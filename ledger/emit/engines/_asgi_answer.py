@@ -9,7 +9,7 @@ import msgspec
 
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._exchange import Exchange
-from ledger.emit.engines._openai import Body, read_answer, read_json
+from ledger.emit.engines._openai import Body, read_answer, read_json, read_leniently
 from ledger.emit.engines._sse import Events
 from ledger.emit.engines._wire import Added, hide
 
@@ -20,7 +20,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 RECORD_HEADER = b"x-tallystick-record"
 _DONE = b"[DONE]"
-_FIRST_ERROR = 400
+_UNNAMED = (b"", b"text/plain")
+"""What servers call an answer that they do not name."""
 
 
 class Passage:
@@ -43,14 +44,20 @@ class Passage:
         self._complaints = complaints
         self._limit = limit
         self._gone = self._ended = False
+        self._asking = self._answering = False
         self._pass: Callable[[bytes, bool], Awaitable[None]] = self._pass_unread
         self._start: Message | None = None
         self._events = Events()
         self._kept = bytearray()
 
-    def client_is_gone(self) -> None:
-        """The client closed the connection. Once all was sent, that means nothing."""
+    def client_is_gone(self, *, asking: bool = False) -> None:
+        """The client closed the connection. Once all was sent, that means nothing.
+
+        Args:
+            asking: the request had no end yet, so that the app could not begin.
+        """
         self._gone = not self._ended
+        self._asking = asking
 
     async def send(self, message: Message) -> None:
         """What the app sends."""
@@ -72,13 +79,18 @@ class Passage:
     def close(self) -> None:
         """The app is done with the request."""
         try:
-            if self._gone:
+            self._exchange.pass_unread(len(self._kept))  # it has no end
+            self._kept.clear()
+            if self._gone and self._asking and not self._answering:
+                self._exchange.refuse()
+            elif self._gone:
                 self._exchange.abort()
             elif self._ended:
                 self._exchange.end()
             else:
                 self._exchange.fail()
         except Exception as error:
+            self._exchange.lose()  # if it is not told yet
             self._complaints.say("a generation could not be recorded", error)
 
     # --- the start -----------------------------------------------------------------------------------
@@ -87,18 +99,23 @@ class Passage:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         known = {name.lower(): value for name, value in headers}
         kind = known.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self._answering = True
         self._exchange.see_headers(known)
-        if message["status"] >= _FIRST_ERROR:
-            self._exchange.refuse()
+        self._exchange.see_status(message["status"])
+        streams = self._exchange.asks_for_stream
+        if not self._exchange.open:
+            if self._exchange.lost:
+                self._complaints.say(
+                    f"a request is counted as dropped, for it was answered {message['status']}"
+                )
         elif known.get(b"content-encoding", b"identity").lower() != b"identity":
-            self._exchange.answer.whole = False
             self._complaints.say("an answer is compressed: its tokens are estimated")
-        elif kind == b"text/event-stream":
+        elif kind == b"text/event-stream" or (kind in _UNNAMED and streams):
             self._pass = self._pass_stream
-        elif kind == b"application/json" or kind.endswith(b"+json"):
+        elif kind == b"application/json" or kind.endswith(b"+json") or kind in _UNNAMED:
             self._pass = self._pass_held if self._added else self._pass_whole
         else:
-            self._exchange.refuse()
+            self._complaints.say("an answer is neither JSON nor events: its tokens are estimated")
         if self._exchange.open:
             headers.append((RECORD_HEADER, self._exchange.record_id.encode()))
         # A stream that is changed has another length; so has a whole answer, which knows its own then.
@@ -116,37 +133,45 @@ class Passage:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _pass_unread(self, data: bytes, more: bool) -> None:
-        self._exchange.unread_bytes += len(data)
+        if self._exchange.open:
+            self._exchange.pass_unread(len(data))
         await self._forward(data, more)
 
     async def _pass_whole(self, data: bytes, more: bool) -> None:
         """Pass a whole answer on as it comes, and read it at the end."""
         self._keep(data)
-        if not more and self._pass == self._pass_whole:
+        if self._pass != self._pass_whole:
+            self._kept.clear()
+        elif not more:
             self._read_whole()
         await self._forward(data, more)
 
     def _keep(self, data: bytes) -> None:
         if len(self._kept) + len(data) > self._limit:
-            self._exchange.answer.whole = False
-            self._exchange.unread_bytes = len(self._kept) + len(data)
+            self._exchange.pass_unread(len(self._kept) + len(data))
             self._complaints.say("an answer is too long to be read: its tokens are estimated")
             self._pass = self._pass_unread
         else:
             self._kept += data
 
-    def _read_whole(self) -> bytes | None:
-        """Read the answer; return it anew if something was taken out."""
+    def _read_whole(self) -> bytes:
+        """Read the answer, which is then not kept any more; return it anew if something was taken out."""
+        data = bytes(self._kept)
+        self._kept.clear()
+        if not data.strip():
+            return data
         try:
-            body = read_answer(self._kept)
+            body = read_answer(data)
             if body is None:
-                self._exchange.answer.whole = False
-                return None
+                self._exchange.pass_unread(len(data))
+                self._complaints.say("an answer is no JSON: its tokens are estimated")
+                return data
             self._exchange.feed(body, streamed=False)
-            return self._rewritten(body) if self._added else None
+            return (self._rewritten(body) if self._added else None) or data
         except Exception as error:
-            self._complaints.say("an answer could not be read", error)
-            return None
+            self._exchange.pass_unread(len(data))
+            self._complaints.say("an answer could not be read: its tokens are estimated", error)
+            return data
 
     def _rewritten(self, body: Body) -> bytes | None:
         if "items" not in body:
@@ -162,11 +187,12 @@ class Passage:
         """Hold a whole answer back, since something must be taken out of it."""
         self._keep(data)
         if self._pass != self._pass_held:  # too long: pass on what is held, and the rest as it comes
-            await self._send(self._start or {})
-            await self._forward(bytes(self._kept) + data, more)
+            held = bytes(self._kept) + data
             self._kept.clear()
+            await self._send(self._start or {})
+            await self._forward(held, more)
         elif not more:
-            whole = self._read_whole() or bytes(self._kept)
+            whole = self._read_whole()
             start = self._start or {}
             headers = [*start["headers"], (b"content-length", str(len(whole)).encode())]
             await self._send({**start, "headers": headers})
@@ -175,10 +201,11 @@ class Passage:
     async def _pass_stream(self, data: bytes, more: bool) -> None:
         """Pass on the events of a stream: all bytes at once, unless something must be taken out of some."""
         shown = self._read_events(data)
-        if not self._added:
-            shown = data
-        elif not more:
-            shown += self._events.rest()
+        rest = b"" if more else self._events.rest()
+        if rest.strip() and not self._exchange.fed:
+            self._exchange.pass_unread(len(rest))
+            self._complaints.say("an answer is no stream of events: its tokens are estimated")
+        shown = shown + rest if self._added else data
         if shown or not more:
             await self._forward(shown, more)
 
@@ -190,15 +217,15 @@ class Passage:
                 raw = self._read_event(raw, event.data)
             parts.append(raw)
         if self._events.gave_up:
-            self._exchange.answer.whole = False
-            self._exchange.unread_bytes += len(data)
+            self._exchange.pass_unread(len(data))
         return b"".join(parts)
 
     def _read_event(self, raw: bytes, data: bytes) -> bytes:
         try:
-            body = read_json(data)
+            body = read_json(data) or read_leniently(data)
             if body is None:
-                self._exchange.answer.whole = False
+                self._exchange.pass_unread(len(data))
+                self._complaints.say("a chunk is no JSON: without usage, its tokens are estimated")
                 return raw
             self._exchange.feed(body, streamed=True)
             shown = hide(body, self._added, streamed=True) if self._added else body
@@ -209,5 +236,6 @@ class Passage:
             others = [line for line in raw.splitlines() if line and not line.startswith(b"data")]
             return b"\n".join([*others, b"data: " + msgspec.json.encode(shown), b"", b""])
         except Exception as error:
+            self._exchange.pass_unread(len(data))
             self._complaints.say("a chunk could not be read", error)
             return raw

@@ -16,6 +16,7 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict", "max_new_tokens")
 """OpenAI's chats, completions and responses; llama.cpp; TGI and SGLang, which nest theirs."""
+_BYTES_PER_TOKEN = 4
 _NESTED = ("parameters", "sampling_params", "generationConfig")
 
 
@@ -36,9 +37,10 @@ async def ask_for_room(
     *,
     tenant: str | None,
     model: str | None,
+    asked_bytes: int = 0,
 ) -> BudgetRefusal | None:
-    """Ask for one request. Of one that cannot be read, only what it generates is estimated."""
-    said = 0
+    """Ask for one request. Of one that cannot be read, the prompt is estimated by its ``asked_bytes``."""
+    said = -(-asked_bytes // _BYTES_PER_TOKEN)
     if request is not None:
         said = (
             len(request.input_ids) if request.input_ids is not None else tokens_in(request.input_text or "")

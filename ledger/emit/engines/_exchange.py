@@ -1,8 +1,9 @@
 """Owns one request and its answer on their way: what becomes of them is one record, whatever the end.
 
 Token counts are the server's. Where it told none (an aborted stream of a server that counts at the end, a
-server without usage, an answer that cannot be read) they are estimated: a token for each chunk of text, four
-bytes for a token elsewhere. Such a record says so: ``quality`` has ``usage_estimated``, which is 1.
+server without usage, an answer or a request that cannot be read) they are estimated: a token for each chunk
+of text, four bytes for a token elsewhere. Such a record says so: ``quality`` has ``usage_estimated``, which
+is 1. Where not even that is known, since the answer never came, there is no record: it counts as dropped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ USAGE_ESTIMATED = {"usage_estimated": Quality(scale=0, value=1)}
 """Marks a record whose token counts are estimates."""
 _BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English text."""
+_SUCCESSES = range(200, 300)
+_GAVE_UP = frozenset({504, 524})
+"""Gateway Timeout (RFC 9110, section 15.6.5) and Cloudflare's own: a gateway gave up waiting for a server,
+which may have generated."""
 
 _logger = logging.getLogger("tallystick.emit")
 
@@ -58,6 +63,9 @@ class Recording(Protocol):
     def abandon(self, id: str) -> None:
         """What began generated nothing."""
 
+    def lose(self, id: str) -> None:
+        """What began generated something that cannot be recorded."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -87,8 +95,11 @@ class Exchange:
     Attributes:
         record_id: of the record that comes of it.
         recorded: a record came of it.
-        unread_bytes: of an answer that was passed on, but is compressed or too long to be read.
-        open: neither recorded nor abandoned yet.
+        unread_bytes: of an answer that was passed on, but could not be read: see ``pass_unread``.
+        asked_bytes: of a request that could not be read.
+        open: neither recorded nor abandoned nor lost yet.
+        lost: counts as dropped.
+        fed: something of the answer could be read.
     """
 
     def __init__(
@@ -100,8 +111,9 @@ class Exchange:
         deployments: Mapping[str, Deployment],
     ) -> None:
         self.open = True
-        self.recorded = False
+        self.recorded = self.lost = self.fed = False
         self.unread_bytes = 0
+        self.asked_bytes = 0
         self.answer = Answer(1 if request is None else request.choices)
         self._recorder = recorder
         self._wire = wire
@@ -119,8 +131,27 @@ class Exchange:
         if self._wire.headers is not None:
             self._wire.headers(self.answer, headers)
 
+    def see_status(self, status: int) -> None:
+        """Take in the status of the answer: only a success generates, but for what a gateway gave up on."""
+        if status in _GAVE_UP:
+            self.lose()
+        elif status not in _SUCCESSES:
+            self.refuse()
+
+    @property
+    def asks_for_stream(self) -> bool:
+        """Whether the request wants its answer as a stream of events."""
+        return self._request is not None and self._request.stream
+
+    def pass_unread(self, count: int) -> None:
+        """Take in that this many bytes of the answer were passed on and could not be read."""
+        if count:
+            self.answer.whole = False
+            self.unread_bytes += count
+
     def feed(self, body: Mapping[str, Any], *, streamed: bool) -> None:
         """Take in the whole answer, or a chunk of it."""
+        self.fed = True
         self._wire.feed(self.answer, body, streamed=streamed)
         if streamed:
             self._streamed = True
@@ -149,16 +180,27 @@ class Exchange:
             self.open = False
             self._recorder.abandon(self.record_id)
 
+    def lose(self) -> None:
+        """Something may have been generated, and it cannot be recorded."""
+        if self.open:
+            self.open, self.lost = False, True
+            self._recorder.lose(self.record_id)
+
     def _close(self, reason: str | None) -> None:
         if not self.open:
             return
+        try:
+            self._record(reason)
+        except Exception:
+            self.lose()
+            raise
+
+    def _record(self, reason: str | None) -> None:
         answer, request = self.answer, self._request
         counts = answer.counts()
         if counts is None and not answer.has_output and not self.unread_bytes and reason != ABORT:
             self.refuse()  # failed before the first token, or runs in the background
             return
-        self.open = False
-        self.recorded = True
         usage = counts or self._estimate()
         input_ids: Sequence[int] | None = None if request is None else request.input_ids
         if input_ids is None:
@@ -183,6 +225,8 @@ class Exchange:
             deployment=self._deployments.get(answer.model or ""),
             quality=None if counts is not None else USAGE_ESTIMATED,
         )
+        self.open = False
+        self.recorded = True
 
     def _estimate(self) -> Usage:
         request, answer = self._request, self.answer
@@ -192,10 +236,14 @@ class Exchange:
         if outputs is None:
             outputs = answer.parts if self._streamed else _tokens_in(answer.output_text() or "")
         return Usage(
-            input_tokens=len(ids) if ids is not None else _tokens_in(said or ""),
-            output_tokens=outputs + -(-self.unread_bytes // _BYTES_PER_TOKEN),
+            input_tokens=len(ids) if ids is not None else _tokens_in(said or "") + _tokens(self.asked_bytes),
+            output_tokens=outputs + _tokens(self.unread_bytes),
         )
 
 
+def _tokens(count: int) -> int:
+    return -(-count // _BYTES_PER_TOKEN)
+
+
 def _tokens_in(text: str) -> int:
-    return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+    return _tokens(len(text.encode()))

@@ -79,15 +79,21 @@ class Reservations:
             "user": data.get("user"),
         }
         count = data.get("n")
+        tenant = self._tenant(kwargs)  # before anything began that would have to end: it may raise
+        said = tokens_in(reading.input_text_of(kind, kwargs, data) or "")
         record = self._recorder.begin()
-        refusal = await self._budgets.areserve(
-            record,
-            tenant=self._tenant(kwargs),
-            model=text_or_none(data.get("model")),
-            input_tokens=tokens_in(reading.input_text_of(kind, kwargs, data) or ""),
-            output_tokens=output_limit(data),
-            choices=count if type(count) is int and 0 < count <= 128 else 1,
-        )
+        try:
+            refusal = await self._budgets.areserve(
+                record,
+                tenant=tenant,
+                model=text_or_none(data.get("model")),
+                input_tokens=said,
+                output_tokens=output_limit(data),
+                choices=count if type(count) is int and 0 < count <= 128 else 1,
+            )
+        except BaseException:  # the client went away meanwhile
+            self.abandon(record)
+            raise
         if refusal is not None:
             self._recorder.abandon(record)
             raise BudgetExceeded(refusal)

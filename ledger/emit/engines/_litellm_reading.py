@@ -33,6 +33,7 @@ __all__ = [
     "partial_answer",
     "tenant_of",
     "usage_was_told",
+    "was_unanswered",
 ]
 
 _KINDS: dict[str, Kind] = {
@@ -50,6 +51,16 @@ _KINDS: dict[str, Kind] = {
 }
 """LiteLLM's call types that generate text. Embeddings, images, speech, moderation and lists are none."""
 _REDACTED = "redacted-by-litellm"
+_NEVER_SENT = {
+    *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"),
+    *("ClientConnectorError", "ConnectionTimeoutError"),
+}
+"""Errors of ``httpx`` and ``aiohttp`` before there is a connection, among the causes of LiteLLM's."""
+_UNANSWERED = {"ReadTimeout", "WriteTimeout", "ReadError", "WriteError", "RemoteProtocolError"}
+"""Errors of ``httpx`` after that."""
+_LATE = {"Timeout", "APITimeoutError", "TimeoutException", "TimeoutError"}
+"""Those of either, where no cause tells more: LiteLLM's own among them."""
+_MAX_CAUSES = 16
 _NANO = 1_000_000_000
 _US_PER_S = 1_000_000
 _DEFAULT_USER = "default_user_id"
@@ -234,6 +245,22 @@ def partial_answer(chunks: Iterable[Any]) -> Answer:
         if isinstance(body, dict):
             answer.feed(body, streamed=True)
     return answer
+
+
+def was_unanswered(error: Any) -> bool:
+    """Whether a failed call may have generated all the same: the provider had it, and did not answer."""
+    late = False
+    for _ in range(_MAX_CAUSES):
+        if not isinstance(error, BaseException):
+            break
+        names = {each.__name__ for each in type(error).__mro__}
+        if names & _NEVER_SENT:
+            return False
+        if names & _UNANSWERED:
+            return True
+        late = late or bool(names & _LATE)
+        error = error.__cause__ or error.__context__
+    return late
 
 
 # --- figures ---------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ in the order of their index. Token ids likewise.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeGuard
@@ -38,6 +40,7 @@ __all__ = [
     "prompt_text",
     "read_answer",
     "read_json",
+    "read_leniently",
     "read_request",
     "text_or_none",
     "usage_of",
@@ -62,6 +65,8 @@ _SUFFIXES: tuple[tuple[str, Kind], ...] = (
     ("/completions", "completions"),
     ("/responses", "responses"),
 )
+_MAX_LENIENT_BYTES = 8 << 20
+"""Longest text that is read again leniently: that takes ten times as long, in a loop that serves others."""
 _decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder(order="sorted")
 
@@ -85,12 +90,41 @@ def read_json(data: bytes | bytearray | memoryview) -> Body | None:
     return value if isinstance(value, dict) else None
 
 
-def read_answer(data: bytes | bytearray | memoryview) -> Body | None:
+def read_leniently(data: bytes | bytearray) -> Body | None:
+    """The JSON object that ``data`` holds by Python's own rules, which many servers read by.
+
+    They know NaN and infinity, halves of surrogate pairs and UTF-16; here those values are null, and the
+    halves question marks, so that what is read is plain JSON.
+    """
+    value = _leniently(data)
+    return value if isinstance(value, dict) else None
+
+
+def _leniently(data: bytes | bytearray) -> Any:
+    if len(data) > _MAX_LENIENT_BYTES:
+        return None
+    try:
+        value = json.loads(data, parse_constant=_nothing, parse_float=_finite)
+        return _decoder.decode(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _nothing(_name: str) -> None:
+    return None
+
+
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+def read_answer(data: bytes | bytearray) -> Body | None:
     """The JSON object that ``data`` holds, or a list of some as the field ``items`` of one; else None."""
     try:
         value = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        value = _leniently(data)
     return {"items": value} if isinstance(value, list) else value if isinstance(value, dict) else None
 
 
@@ -173,6 +207,8 @@ def usage_of(value: Any) -> Usage | None:
     """OpenAI's ``usage``, of chat completions, completions or responses; None if it has no counts.
 
     ``accepted_prediction_tokens`` and ``rejected_prediction_tokens`` (predicted outputs) are drafted tokens.
+    Reasoning is among the output tokens. Some servers (xAI) count it beside them, which shows in
+    ``total_tokens``, or in more reasoning than output: then it is added.
     """
     usage = mapping(value)
     if "prompt_tokens" in usage:
@@ -187,12 +223,19 @@ def usage_of(value: Any) -> Usage | None:
         return None
     cached = inputs_of.get("cached_tokens")
     reasoning = outputs_of.get("reasoning_tokens", usage.get("reasoning_tokens"))
+    made = outputs or 0
+    if is_count(reasoning) and (
+        reasoning > made or (reasoning and usage.get("total_tokens") == inputs + made + reasoning)
+    ):
+        made += reasoning
+    if made > MAX_SAFE_INTEGER:
+        return None
     accepted = outputs_of.get("accepted_prediction_tokens")
     rejected = outputs_of.get("rejected_prediction_tokens")
     drafted = accepted + rejected if is_count(accepted) and is_count(rejected) else 0
     return Usage(
         input_tokens=inputs,
-        output_tokens=outputs or 0,
+        output_tokens=made,
         cached_input_tokens=cached if is_count(cached) and cached <= inputs else UNSET,
         reasoning_tokens=reasoning if is_count(reasoning) else UNSET,
         drafted_tokens=drafted or UNSET,

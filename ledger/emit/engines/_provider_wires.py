@@ -63,7 +63,7 @@ def _rows(value: Any) -> list[Mapping[str, Any]]:
 
 def anthropic_wire(path: str) -> Wire | None:
     """How one request to ``/v1/messages``, and its answer, are read; None for other paths."""
-    if not path.endswith("/v1/messages"):
+    if not path.rstrip("/").endswith("/v1/messages"):
         return None
     told: dict[str, Any] = {}
 

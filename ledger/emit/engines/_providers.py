@@ -5,7 +5,8 @@ read alike. A value of another type than expected counts as absent, nothing rais
 record includes cached tokens and ``output_tokens`` includes reasoning, which the providers' own fields do or
 do not:
 
-- OpenAI, Azure OpenAI, Anyscale, Together: both included (``_openai.usage_of``; ``openai`` 3.54).
+- OpenAI, Azure OpenAI, Anyscale, Together: both included (``_openai.usage_of``; ``openai`` 3.54). xAI counts
+  reasoning beside ``completion_tokens`` but within ``total_tokens``, by its page on consumption and limits.
 - Anthropic: ``input_tokens`` leaves out what the cache gave and took (``anthropic`` 2.12).
 - Bedrock: so do Converse's ``inputTokens`` (``botocore`` 1.44) and InvokeModel's headers.
 - Gemini and Vertex AI: ``candidatesTokenCount`` leaves out thoughts; ``promptTokenCount`` leaves out what
@@ -56,6 +57,7 @@ _COUNTS = (
     "completion_tokens",
     "input_tokens",
     "output_tokens",
+    "total_tokens",
     "cached_tokens",
     "reasoning_tokens",
     "accepted_prediction_tokens",

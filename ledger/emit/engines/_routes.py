@@ -1,10 +1,15 @@
-"""Owns which requests are generations, and how each is read: by path, and by engine where it has its own."""
+"""Owns which requests are generations, and how each is read: by path, and by engine where it has its own.
+
+Besides OpenAI's API, some servers (vLLM, llama.cpp) serve Anthropic's, ``/v1/messages``, and some (vLLM) that
+of SageMaker, ``/invocations``, whose body tells what is asked for.
+"""
 
 from __future__ import annotations
 
 from ledger.emit.engines import llama_server, sglang, tgi
 from ledger.emit.engines._openai import kind_of
-from ledger.emit.engines._wire import OPENAI, Wire
+from ledger.emit.engines._provider_wires import anthropic_wire
+from ledger.emit.engines._wire import INVOCATIONS, OPENAI, Wire
 
 __all__ = ["wire_of"]
 
@@ -23,4 +28,6 @@ def wire_of(path: str, engine: str | None = None) -> Wire | None:
     if found is not None:
         return found
     kind = kind_of(path)
-    return None if kind is None else OPENAI[kind]
+    if kind is not None:
+        return OPENAI[kind]
+    return INVOCATIONS if path.rstrip("/") == "/invocations" else anthropic_wire(path)

@@ -27,7 +27,7 @@ from ledger.emit.engines._openai import Body, Kind, Request, mapping, read_reque
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._openai_responses import feed_response
 
-__all__ = ["ENGINES", "OPENAI", "Added", "Asking", "Feed", "Wire", "hide", "with_additions"]
+__all__ = ["ENGINES", "INVOCATIONS", "OPENAI", "Added", "Asking", "Feed", "Wire", "hide", "with_additions"]
 
 
 class Feed(Protocol):
@@ -144,12 +144,14 @@ class Wire:
         feed: takes the answer. An answer that is a list has its items in the field ``items``.
         ask: what makes the answer tell more.
         headers: takes the headers of the answer, where they tell something.
+        generates: whether a request with this body generates, where its path does not say.
     """
 
     read: ReadRequest
     feed: Feed
     ask: Ask
     headers: Callable[[Answer, Mapping[bytes, bytes]], None] | None = None
+    generates: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 # --- asking ----------------------------------------------------------------------------------------------
@@ -193,6 +195,24 @@ OPENAI: dict[Kind, Wire] = {
     "completions": _wire("completions", Answer.feed),
     "responses": _wire("responses", feed_response),
 }
+
+
+def _invoked(body: Mapping[str, Any]) -> Kind:
+    return "chat" if "messages" in body else "completions"
+
+
+def _feed_invoked(answer: Answer, body: Mapping[str, Any], *, streamed: bool = False) -> None:
+    if streamed or "choices" in body:  # else messages were embedded
+        answer.feed(body, streamed=streamed)
+
+
+INVOCATIONS = Wire(
+    lambda body: read_request(_invoked(body), body),
+    _feed_invoked,
+    lambda body, asking: _ask(_invoked(body), body, asking),
+    generates=lambda body: "messages" in body or "prompt" in body,
+)
+"""SageMaker's one path: chat or completions by the body, or something else, as embeddings."""
 
 
 def with_additions(data: bytes, body: Body, more: Body) -> bytes:

@@ -10,7 +10,8 @@ What passes is not changed, but for this: a request is made to tell usage and to
 the client did not ask for is taken out of the answer again; the answer has the header
 ``x-tallystick-record``; a recorded request is passed on with ``accept-encoding: identity``, since an answer
 that is compressed cannot be read. Chunks of a stream pass at once; of a whole answer a copy is kept, up to a
-limit. Whatever goes wrong in recording is logged, and serving goes on.
+limit. Whatever goes wrong in recording is logged, and serving goes on. The app does not hear of a client that
+leaves before its request is there in full, where that was to be read first.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from ledger.emit.budgets import NOT_ASKED, VARIABLE, Budgets
 from ledger.emit.engines._asgi_answer import Passage
 from ledger.emit.engines._budgeting import ask_for_room, send_refusal
 from ledger.emit.engines._exchange import Call, Exchange, Recording
-from ledger.emit.engines._openai import read_json
+from ledger.emit.engines._openai import read_json, read_leniently
 from ledger.emit.engines._routes import wire_of
+from ledger.emit.engines._unrecorded import Unrecorded
 from ledger.emit.engines._wire import Added, Asking, Wire, with_additions
 
 __all__ = ["RecordingMiddleware"]
@@ -97,12 +99,15 @@ class RecordingMiddleware:
         self._model = model
         self._try_at_s = 0.0  # steady; there is no use in making a recorder before
         self._complaints = Complaints("recording")
+        self._unrecorded = Unrecorded("recording")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         wire = None
         if scope["type"] == "http" and scope["method"] == "POST":
             wire = wire_of(scope["path"], self._asking.engine)
+            if wire is None:
+                send = self._unrecorded.watching(scope["path"], send)
         elif scope["type"] == "lifespan" and self._given is None:
             await self._live(scope, receive, send)
             return
@@ -125,31 +130,47 @@ class RecordingMiddleware:
     ) -> None:
         headers = dict(reversed([(name.lower(), value) for name, value in scope["headers"]]))
         messages, data = await _read(receive, self._max, headers)
-        added, request, body = Added(), None, None
+        if messages and messages[-1]["type"] == "http.disconnect":
+            return
+        exact = None if data is None else read_json(data)
+        body = read_leniently(data) if exact is None and data is not None else exact
+        if wire.generates is not None and (body is None or not wire.generates(body)):
+            send = self._unrecorded.watching(scope["path"], send)
+            await self.app(scope, _replay(messages, receive), send)
+            return
+        added = Added()
         try:
-            body = None if data is None else read_json(data)
-            if body is not None and data is not None:
-                request = wire.read(body)
-                more, added = wire.ask(body, self._asking)
-                data = with_additions(data, body, more)
-                messages = [{"type": "http.request", "body": data, "more_body": False}]
+            request = None if body is None else wire.read(body)
+            asked = data
+            if exact is not None and data is not None:  # else it is passed on as it is
+                more, added = wire.ask(exact, self._asking)
+                asked = with_additions(data, exact, more)
             call = self._call_of(headers)
             exchange = Exchange(recorder, wire, request, call, self._deployments)
         except Exception as error:
             self._complaints.say("a request could not be read", error)
             await self.app(scope, _replay(messages, receive), send)
             return
+        if asked is not None:
+            data = asked
+            messages = [{"type": "http.request", "body": data, "more_body": False}]
         if self._budgets is not None:
-            asked = "" if request is None else request.model or ""
-            known = self._deployments.get(asked)
-            refusal = await ask_for_room(
-                self._budgets,
-                exchange.record_id,
-                request,
-                body,
-                tenant=call.tenant,
-                model=self._model or asked if known is None else known.model,
-            )
+            name = "" if request is None else request.model or ""
+            known = self._deployments.get(name)
+            try:
+                refusal = await ask_for_room(
+                    self._budgets,
+                    exchange.record_id,
+                    request,
+                    body,
+                    tenant=call.tenant,
+                    model=self._model or name if known is None else known.model,
+                    asked_bytes=_size(headers, messages),
+                )
+            except BaseException:  # the client went away meanwhile
+                exchange.refuse()
+                self._budgets.release(exchange.record_id)
+                raise
             if refusal is not None:
                 exchange.refuse()
                 await send_refusal(send, refusal)
@@ -161,20 +182,28 @@ class RecordingMiddleware:
             kept.append((b"content-length", str(len(data)).encode()))
         passage = Passage(exchange, added, send, self._complaints, self._max)
         inner = _replay(messages, receive)
+        asking = True
 
         async def listen() -> Message:
+            nonlocal asking
             message = await inner()
             if message["type"] == "http.disconnect":
-                passage.client_is_gone()
+                passage.client_is_gone(asking=asking)
+            elif message["type"] == "http.request":
+                asking = bool(message.get("more_body"))
+                if request is None:
+                    exchange.asked_bytes += len(message.get("body", b""))
             return message
 
         try:
             await self.app({**scope, "headers": kept}, listen, passage.send)
         except asyncio.CancelledError:
-            passage.client_is_gone()
+            passage.client_is_gone(asking=asking)
             raise
         finally:
             passage.close()
+            if request is None and exchange.recorded:
+                self._complaints.say("a request could not be read: without usage, its tokens are estimated")
             if self._budgets is not None and not exchange.recorded:
                 self._budgets.release(exchange.record_id)
 
@@ -231,6 +260,7 @@ class RecordingMiddleware:
 
 
 _LAST = ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
+_MAX_DIGITS = 12
 _FRAMING = {b"content-length", b"transfer-encoding"}
 
 
@@ -258,6 +288,14 @@ async def _read(
             return messages, b"".join(each.get("body", b"") for each in messages)
         if size > limit:
             return messages, None
+
+
+def _size(headers: Mapping[bytes, bytes], messages: list[Message]) -> int:
+    """Bytes of a request's body, as far as they are known."""
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and len(length) <= _MAX_DIGITS:
+        return int(length)
+    return sum(len(each.get("body", b"")) for each in messages)
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

@@ -24,8 +24,10 @@ What the hook changes:
   left before its end. Such a stream is recorded with ``finish_reason`` ``abort`` and what its chunks showed:
   in the proxy at once, in the SDK when Python's garbage collector finds it.
 
-A call whose end LiteLLM tells nobody (``no-log`` requests, a task cancelled before the answer) is counted as
-dropped by the recorder, so it does not go unnoticed; ``litellm.global_disable_no_log_param`` has the former
+A call that the provider had and did not answer is counted as dropped, since it may have generated; so is one
+that cannot be recorded, because ``tenant`` or ``estimate`` fails. A call whose end LiteLLM tells nobody
+(``no-log`` requests, a task cancelled before the answer) is counted as dropped by the recorder, once it has
+been open for too long or the recorder is closed; ``litellm.global_disable_no_log_param`` has the former
 recorded.
 
 With budgets (``TALLYSTICK_BUDGETS``), the proxy asks the ledger for room before it routes a request.
@@ -34,8 +36,9 @@ With budgets (``TALLYSTICK_BUDGETS``), the proxy asks the ledger for room before
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from litellm.integrations.custom_logger import (  # type: ignore[import-not-found, unused-ignore]
@@ -207,8 +210,11 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
 
     @_safely
     def log_failure_event(self, *, kwargs: dict[str, Any], **_event: Any) -> None:
-        """A call failed: at once, or in the middle of its stream."""
-        self._end_unreported(kwargs)
+        """A call failed: at once, or in the middle of its stream.
+
+        One that the provider did not answer, though it had it, may have generated: it is lost.
+        """
+        self._end_unreported(kwargs, unanswered=reading.was_unanswered(kwargs.get("exception")))
 
     async def async_log_failure_event(self, *, kwargs: dict[str, Any], **_event: Any) -> None:
         """Likewise, of an asynchronous call."""
@@ -258,6 +264,10 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             kwargs[KEY] = mark
         if not mark.take():
             return
+        with self._losing(mark):
+            self._end(mark, kwargs, kind, response, end_time)
+
+    def _end(self, mark: Mark, kwargs: dict[str, Any], kind: Kind, response: Any, end_time: Any) -> None:
         if kwargs.get("cache_hit"):
             self._reserved.abandon(str(mark))
             return
@@ -293,26 +303,43 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             ended_us=reading.micros(end_time),
         )
 
-    def _end_unreported(self, kwargs: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _losing(self, mark: Mark) -> Iterator[None]:
+        """Count the call as dropped if what ends it fails: its id is taken, so nobody else will."""
+        try:
+            yield
+        except Exception:
+            self._reserved.lose(str(mark))
+            raise
+
+    def _end_unreported(self, kwargs: dict[str, Any], *, unanswered: bool = False) -> None:
         """End the call that ``kwargs`` is of, if nobody did: it failed, or gave way to another attempt."""
         mark = kwargs.pop(KEY, None)
         if isinstance(mark, Mark) and mark.take():
-            self._break_off(mark, kwargs, ERROR)
+            with self._losing(mark):
+                self._break_off(mark, kwargs, ERROR, unanswered=unanswered)
 
     def _leave(self, mark: Mark, kwargs: Mapping[str, Any], told: bool) -> None:
         """A stream is gone. Was it read to its end, an event follows, until there can be none any more."""
         try:
             ended = reading.finish_reason_of_stream(mark.chunks or ()) is not None
             if (told or not ended) and mark.take():
-                self._break_off(mark, kwargs, ABORT)
+                with self._losing(mark):
+                    self._break_off(mark, kwargs, ABORT)
         except Exception as error:
             self._complaints.say(f"recording a stream that was left failed: {error}", error)
 
-    def _break_off(self, mark: Mark, kwargs: Mapping[str, Any], reason: str) -> None:
+    def _break_off(
+        self, mark: Mark, kwargs: Mapping[str, Any], reason: str, *, unanswered: bool = False
+    ) -> None:
         kind = reading.generates(kwargs)
         answer = reading.partial_answer(mark.chunks or ())
         if kind is None or not (answer.has_output or (reason == ABORT and mark.chunks is not None)):
-            self._reserved.abandon(str(mark))
+            if unanswered:
+                self._reserved.lose(str(mark))
+                self._complaints.say("a call is counted as dropped, for it was never answered")
+            else:
+                self._reserved.abandon(str(mark))
             return
         counts = answer.counts()
         asked = reading.input_text_of(kind, kwargs, mark.said) or ""

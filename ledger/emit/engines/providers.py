@@ -8,29 +8,30 @@ The client is the same object, synchronous or asynchronous: OpenAI and AzureOpen
 (Together, Anyscale, Gemini's compatible API, a server of one's own), Anthropic, ``google.genai.Client``. It
 is hooked where these SDKs send: the ``event_hooks`` of their HTTP client (``httpx`` 0.28 or ``httpx2`` 2.16),
 so every method that generates is seen, with ``openai`` 2 and 3, ``anthropic`` 2, ``google-genai`` 3. A retry
-is a request of its own. What generates nothing (embeddings, lists, files) is not touched.
+is a request of its own. What generates nothing (embeddings, lists, files) is not touched. ``send`` of the
+HTTP client is wrapped as well, since no hook tells of a request that failed: one that never reached the
+provider generated nothing, any other one may have, and counts as dropped.
 
 What the hook changes: requests that generate ask for an answer that is not compressed, and streams of
 OpenAI's API ask for their usage, which is taken out of the answer again where the caller did not ask for it.
+Requests that are signed for AWS stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from functools import lru_cache
-from importlib import import_module
-from typing import Any, Protocol, TypeVar
-
-import msgspec
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
 
 from ledger.core.records import Deployment
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._exchange import Call, Exchange, Recording
 from ledger.emit.engines._hosted import hosted_deployment, provider_of_host
-from ledger.emit.engines._openai import kind_of, mapping, read_answer, read_json, text_or_none
+from ledger.emit.engines._openai import kind_of, mapping, read_json, read_leniently, text_or_none
+from ledger.emit.engines._provider_answer import Observed, Observing, stream_class
 from ledger.emit.engines._provider_wires import anthropic_wire, gemini_wire
-from ledger.emit.engines._sse import Events
-from ledger.emit.engines._wire import OPENAI, Added, Asking, Wire, hide, with_additions
+from ledger.emit.engines._wire import OPENAI, Added, Asking, Wire, with_additions
 
 __all__ = ["record"]
 
@@ -39,28 +40,16 @@ Tenant = Callable[[Mapping[str, Any]], str | None]
 
 _HELD = "tallystick"
 """Under which a request's ``extensions`` hold what follows it."""
-_DONE = b"[DONE]"
-_FIRST_ERROR = 400
-_MAX_BODY_BYTES = 64 << 20
-"""A whole answer that is kept to be read; of a longer one the tokens are not known."""
+_UNREAD = frozenset({"AnthropicBedrock", "AnthropicVertex", "AsyncAnthropicBedrock", "AsyncAnthropicVertex"})
+"""Clients whose paths and bodies are their cloud's, which nothing here reads."""
+_NEVER_SENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+)
+"""Errors of ``httpx`` before there is a connection to the provider."""
+_SIGNED = "AWS4-"
+"""How the authorization of a request begins whose headers and body are signed (AWS Signature Version 4)."""
 _SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 """By the package of the client: the provider, where the host does not tell it."""
-
-
-class Observing(Protocol):
-    """Takes the bytes of an answer; gives those to pass on."""
-
-    def feed(self, data: bytes) -> bytes:
-        """The next bytes."""
-
-    def rest(self) -> bytes:
-        """What was held back, at the end."""
-
-    def break_off(self) -> None:
-        """The server ended in the middle."""
-
-    def close(self) -> None:
-        """Nobody reads on."""
 
 
 def tenant_of(body: Mapping[str, Any]) -> str | None:
@@ -82,14 +71,23 @@ def record(
     Args:
         client: of ``openai``, ``anthropic`` or ``google.genai``.
         recorder: a ``Recorder``. It needs no deployment: each record names the provider's.
-        tenant: who the generations are for, or how to tell from a request's body.
+        tenant: who the generations are for, or how to tell from a request's body. A request of which that
+            fails is recorded without a tenant.
         parent: the record that causes these requests (agent chains).
         deployment: what answers, if more is known of it than a client can see.
         ask_usage: ask streams of OpenAI's API for their usage. Without it, their tokens are estimated.
 
     Raises:
-        TypeError: the client has no HTTP client that can be hooked.
+        TypeError: the client has no HTTP client that can be hooked, or speaks an API that is not read here
+            (Anthropic's clients for Bedrock and Vertex AI).
     """
+    unread = _UNREAD.intersection(each.__name__ for each in type(client).__mro__)
+    if unread:
+        raise TypeError(
+            f"the requests of {min(unread)} cannot be read, so nothing would be recorded: call the model "
+            "through LiteLLM with its hook (ledger.emit.engines.litellm), or give recorder.record the usage "
+            "that the answers tell"
+        )
     found = [each for each in _http_clients(client) if hasattr(each, "event_hooks")]
     if not found:
         raise TypeError(f"{type(client).__name__} has no HTTP client with event_hooks")
@@ -104,7 +102,42 @@ def record(
             "request": [*events["request"], before],
             "response": [*events["response"], after],
         }
+        _watch_failures(http, asynchronous)
     return client
+
+
+def _watch_failures(http: Any, asynchronous: bool) -> None:
+    """Have ``http.send`` tell what it raises to whoever follows the request. Once is enough."""
+    send = http.send
+    if hasattr(send, "_tallystick"):
+        return
+
+    @wraps(send)
+    def watched(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return send(request, *args, **kwargs)
+        except BaseException as error:
+            _tell(request, error)
+            raise
+
+    @wraps(send)
+    async def awatched(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await send(request, *args, **kwargs)
+        except BaseException as error:
+            _tell(request, error)
+            raise
+
+    http.send = awatched if asynchronous else watched
+    http.send._tallystick = True
+
+
+def _tell(request: Any, error: BaseException) -> None:
+    """A request was not answered. After a redirect, the one that failed is the error's own."""
+    for each in (request, getattr(error, "_request", None)):
+        held = None if each is None else each.extensions.pop(_HELD, None)
+        if held is not None:
+            held.failed(error)
 
 
 def _is_ours(hook: object) -> bool:
@@ -146,16 +179,7 @@ class _Hooks:
 
     def after(self, response: Any) -> None:
         """The headers of an answer are here."""
-        held = response.request.extensions.pop(_HELD, None)
-        if held is None:
-            return
-        try:
-            observing = held.answered(response)
-            if observing is not None:
-                kind = _stream_class(type(response).__module__.partition(".")[0], False)
-                response.stream = kind(response.stream, observing)
-        except Exception as error:
-            self._complaints.say("an answer could not be followed", error)
+        self._follow(response, False)
 
     async def abefore(self, request: Any) -> None:
         """``before`` of an asynchronous client."""
@@ -163,15 +187,19 @@ class _Hooks:
 
     async def aafter(self, response: Any) -> None:
         """``after`` of an asynchronous client."""
+        self._follow(response, True)
+
+    def _follow(self, response: Any, asynchronous: bool) -> None:
         held = response.request.extensions.pop(_HELD, None)
         if held is None:
             return
         try:
             observing = held.answered(response)
             if observing is not None:
-                kind = _stream_class(type(response).__module__.partition(".")[0], True)
+                kind = stream_class(type(response).__module__.partition(".")[0], asynchronous)
                 response.stream = kind(response.stream, observing)
         except Exception as error:
+            held.exchange.lose()
             self._complaints.say("an answer could not be followed", error)
 
     def _open(self, request: Any) -> None:
@@ -182,28 +210,52 @@ class _Hooks:
         wire = _wire_of(path)
         if request.method != "POST" or wire is None:
             return
-        body = read_json(request.content)
-        if body is None:
-            return
+        data = request.content
+        more: dict[str, Any] = {}
+        added = Added()
+        body = read_json(data)
+        signed = request.headers.get("authorization", "").startswith(_SIGNED)
+        if body is not None and not signed:
+            more, added = wire.ask(body, self._asking)
+            data = with_additions(data, body, more)
+        elif body is None:
+            body = read_leniently(data)  # and sent as it is
+        asked = None if body is None else wire.read(body)
         host = request.url.netloc.decode("ascii", "replace")
         provider = provider_of_host(request.url.host) or self._sdk
-        more, added = wire.ask(body, self._asking)
-        if more:
-            _rewrite(request, with_additions(request.content, body, more))
-        request.headers["accept-encoding"] = "identity"
-        asked = wire.read(body)
-        tenant = self._tenant if isinstance(self._tenant, str) else self._tenant(body)
         deployments: dict[str, Deployment] = {}
-        exchange = Exchange(self._recorder, wire, asked, Call(tenant, self._parent), deployments)
+        call = Call(self._tenant_in(body or {}), self._parent)
+        exchange = Exchange(self._recorder, wire, asked, call, deployments)
+        if asked is None:
+            exchange.asked_bytes = len(data)
+            self._complaints.say("a request could not be read: without usage, its tokens are estimated")
 
         def known() -> None:
             name = exchange.answer.model
             deployments[name or ""] = self._deployment or hosted_deployment(
-                provider, asked.model or name or "unknown", answered_as=name, api_base=host
+                provider,
+                (None if asked is None else asked.model) or name or "unknown",
+                answered_as=name,
+                api_base=host,
             )
 
+        held = _Held(exchange, known, self._complaints)
         # As a dict of the request's own: the SDKs pass theirs on to others.
-        request.extensions = {**request.extensions, _HELD: _Held(exchange, added, known, self._complaints)}
+        request.extensions = {**request.extensions, _HELD: held}
+        if not signed:
+            request.headers["accept-encoding"] = "identity"
+        if more:  # last: from here on, somebody is there to take out of the answer what comes of it
+            _rewrite(request, data)
+            held.added = added
+
+    def _tenant_in(self, body: Mapping[str, Any]) -> str | None:
+        if isinstance(self._tenant, str):
+            return self._tenant
+        try:
+            return self._tenant(body)
+        except Exception as error:
+            self._complaints.say("no tenant is recorded: the function that was to tell it failed", error)
+            return None
 
 
 def _sdk_of(client: object) -> str:
@@ -223,167 +275,62 @@ def _rewrite(request: Any, data: bytes) -> None:
 
 
 class _Held:
-    """What follows one request, until its answer is there."""
+    """What follows one request, until its answer is there.
 
-    def __init__(
-        self, exchange: Exchange, added: Added, known: Callable[[], None], complaints: Complaints
-    ) -> None:
+    Attributes:
+        exchange: is told what passes.
+        added: to the request; to be taken out of its answer.
+    """
+
+    def __init__(self, exchange: Exchange, known: Callable[[], None], complaints: Complaints) -> None:
         self.exchange = exchange
-        self._added = added
+        self.added = Added()
         self._known = known
         self._complaints = complaints
         self._answered = False
 
     def answered(self, response: Any) -> Observing | None:
-        """What takes the answer's bytes; None where it generated nothing."""
+        """What takes the answer's bytes; None where nothing is to be recorded of it."""
         self._answered = True
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         packed = response.headers.get("content-encoding", "identity").lower() != "identity"
-        if response.status_code >= _FIRST_ERROR:
-            self.exchange.refuse()
+        self._see_status(response.status_code)
+        if not self.exchange.open:
             return None
         if packed:
             self._complaints.say("an answer is compressed: its tokens are estimated")
-        streamed = kind == "text/event-stream" and not packed
-        return _Observed(
+        unnamed = kind in ("", "text/plain") and self.exchange.asks_for_stream
+        streamed = (kind == "text/event-stream" or unnamed) and not packed
+        return Observed(
             self.exchange,
-            self._added if streamed else Added(),
+            self.added if streamed else Added(),
             self._known,
             self._complaints,
             streamed=streamed,
             unread=packed,
         )
 
-    def __del__(self) -> None:
-        if not self._answered:  # the connection failed
+    def failed(self, error: BaseException) -> None:
+        """There is no answer. Unless the provider never had the request, it may have generated and billed."""
+        self._answered = True
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if _NEVER_SENT.intersection(each.__name__ for each in type(error).__mro__):
             self.exchange.refuse()
+        elif type(status) is int:  # another hook made an error of the answer
+            self._see_status(status)
+        self._lose(type(error).__name__)
 
+    def _see_status(self, status: int) -> None:
+        self.exchange.see_status(status)
+        if self.exchange.lost:
+            self._complaints.say(f"a request is counted as dropped, for it was answered {status}")
 
-class _Observed:
-    """Reads one answer in passing."""
+    def _lose(self, why: str) -> None:
+        if self.exchange.open:
+            self.exchange.lose()
+            self._complaints.say(f"a request is counted as dropped, for it was never answered ({why})")
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        added: Added,
-        known: Callable[[], None],
-        complaints: Complaints,
-        *,
-        streamed: bool,
-        unread: bool,
-    ) -> None:
-        self._exchange = exchange
-        self._unread = unread
-        self._added = added
-        self._known = known
-        self._complaints = complaints
-        self._events = Events() if streamed else None
-        self._kept = bytearray()
-        self._whole = self._broken = False
-
-    def feed(self, data: bytes) -> bytes:
-        """The next bytes, and those of them to pass on."""
-        if self._events is None:
-            self._unread = self._unread or len(self._kept) + len(data) > _MAX_BODY_BYTES
-            if self._unread:
-                self._exchange.answer.whole = False
-                self._exchange.unread_bytes += len(self._kept) + len(data)
-                self._kept.clear()
-            else:
-                self._kept += data
-            return data
-        shown = b"".join(self._event(event.raw, event.data) for event in self._events.feed(data))
-        return shown if self._added else data
-
-    def rest(self) -> bytes:
-        """The end came; what was held back is passed on."""
-        self._whole = True
-        if self._events is not None:
-            return self._events.rest() if self._added else b""
-        if self._unread:
-            return b""
-        try:
-            body = read_answer(self._kept)
-            if body is not None:
-                self._exchange.feed(body, streamed=False)
-        except Exception as error:
-            self._complaints.say("an answer could not be read", error)
-        return b""
-
-    def break_off(self) -> None:
-        """The connection failed in the middle of the answer."""
-        self._broken = True
-
-    def close(self) -> None:
-        """The SDK is done with the answer, at its end or before."""
-        try:
-            if self._exchange.open:
-                self._known()
-                if self._broken:
-                    self._exchange.fail()
-                elif self._whole or self._exchange.answer.finish_reason is not None:
-                    self._exchange.end()
-                else:
-                    self._exchange.abort()
-        except Exception as error:
-            self._complaints.say("a generation could not be recorded", error)
-
-    def _event(self, raw: bytes, data: bytes) -> bytes:
-        try:
-            body = read_json(data) if data and data != _DONE else None
-            if body is None:
-                return raw
-            self._exchange.feed(body, streamed=True)
-            shown = hide(body, self._added, streamed=True) if self._added else body
-        except Exception as error:
-            self._complaints.say("a chunk could not be read", error)
-            return raw
-        if shown is body:
-            return raw
-        return b"" if shown is None else b"data: " + msgspec.json.encode(shown) + b"\n\n"
-
-
-@lru_cache(maxsize=8)
-def _stream_class(package: str, asynchronous: bool) -> Callable[[Any, Observing], Any]:
-    """A byte stream for the HTTP library ``package``, which checks of what class streams are."""
-    library = import_module(package)
-    base: Any = library.AsyncByteStream if asynchronous else library.SyncByteStream
-
-    class Passing(base):  # type: ignore[misc]
-        """The stream of one answer."""
-
-        def __init__(self, stream: Any, observing: Observing) -> None:
-            self._stream = stream
-            self._observing = observing
-
-        def __iter__(self) -> Iterator[bytes]:
-            try:
-                for data in self._stream:
-                    if shown := self._observing.feed(data):
-                        yield shown
-            except Exception:
-                self._observing.break_off()
-                raise
-            if rest := self._observing.rest():
-                yield rest
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            try:
-                async for data in self._stream:
-                    if shown := self._observing.feed(data):
-                        yield shown
-            except Exception:
-                self._observing.break_off()
-                raise
-            if rest := self._observing.rest():
-                yield rest
-
-        def close(self) -> None:
-            self._observing.close()
-            self._stream.close()
-
-        async def aclose(self) -> None:
-            self._observing.close()
-            await self._stream.aclose()
-
-    return Passing
+    def __del__(self) -> None:
+        if not self._answered:
+            with contextlib.suppress(Exception):  # the interpreter may be about to end
+                self._lose("it is gone")

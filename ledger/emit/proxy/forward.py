@@ -177,6 +177,8 @@ class Forwarder:
             await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
             return
         await body.begin()
+        if body.gone:
+            return
         if body.too_long:
             await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
             return
@@ -215,7 +217,7 @@ class Forwarder:
             if body.too_long and not started:
                 await _fail(send, 413, f"the body has more than {self._limits.body_bytes} bytes")
                 return
-            late = isinstance(error, TimeoutError)
+            late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
             _logger.warning("%s %s: the upstream %s", scope["method"], scope["path"], _reason(error, late))
             if started:
                 raise  # the server closes the connection, so that the client sees that the answer is cut
@@ -226,7 +228,7 @@ class _Body:
     """A request's body on its way to the upstream, and the client's end of the connection after that."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
-        self.too_long = False
+        self.too_long = self.gone = False
         self._receive = receive
         self._limit = limit
         self._first = b""
@@ -239,6 +241,7 @@ class _Body:
 
     async def begin(self) -> None:
         message = await self._receive()
+        self.gone = message["type"] != "http.request"
         self._first = message.get("body", b"")
         self.too_long = len(self._first) > self._limit
         self._more = bool(message.get("more_body"))
@@ -287,7 +290,8 @@ def _decoded(headers: Headers) -> list[tuple[str, str]]:
 def _reason(error: Exception, late: bool) -> str:
     if late:
         return "did not answer in time"
-    return "cannot be reached" if isinstance(error, aiohttp.ClientConnectorError) else "broke off"
+    unreached = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+    return "cannot be reached" if unreached else "broke off"
 
 
 async def _fail(send: Send, status: int, message: str) -> None:
