@@ -9,7 +9,8 @@ import msgspec
 
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._exchange import Exchange
-from ledger.emit.engines._openai import Body, read_answer, read_json, read_leniently
+from ledger.emit.engines._openai import Body, read_answer
+from ledger.emit.engines._passing_event import pass_event
 from ledger.emit.engines._sse import Events
 from ledger.emit.engines._wire import Added, hide
 
@@ -19,7 +20,6 @@ Message: TypeAlias = MutableMapping[str, Any]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 RECORD_HEADER = b"x-tallystick-record"
-_DONE = b"[DONE]"
 _UNNAMED = (b"", b"text/plain")
 """What servers call an answer that they do not name."""
 
@@ -210,32 +210,10 @@ class Passage:
             await self._forward(shown, more)
 
     def _read_events(self, data: bytes) -> bytes:
-        parts = []
-        for event in self._events.feed(data):
-            raw = event.raw
-            if event.data and event.data != _DONE:
-                raw = self._read_event(raw, event.data)
-            parts.append(raw)
+        shown = [
+            pass_event(event, self._exchange, self._added, self._complaints)
+            for event in self._events.feed(data)
+        ]
         if self._events.gave_up:
             self._exchange.pass_unread(len(data))
-        return b"".join(parts)
-
-    def _read_event(self, raw: bytes, data: bytes) -> bytes:
-        try:
-            body = read_json(data) or read_leniently(data)
-            if body is None:
-                self._exchange.pass_unread(len(data))
-                self._complaints.say("a chunk is no JSON: without usage, its tokens are estimated")
-                return raw
-            self._exchange.feed(body, streamed=True)
-            shown = hide(body, self._added, streamed=True) if self._added else body
-            if shown is body:
-                return raw
-            if shown is None:
-                return b""
-            others = [line for line in raw.splitlines() if line and not line.startswith(b"data")]
-            return b"\n".join([*others, b"data: " + msgspec.json.encode(shown), b"", b""])
-        except Exception as error:
-            self._exchange.pass_unread(len(data))
-            self._complaints.say("a chunk could not be read", error)
-            return raw
+        return b"".join(shown)

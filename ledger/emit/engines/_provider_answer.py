@@ -7,17 +7,15 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
 
-import msgspec
-
 from ledger.emit._complaints import Complaints
 from ledger.emit.engines._exchange import Exchange
-from ledger.emit.engines._openai import read_answer, read_json, read_leniently
+from ledger.emit.engines._openai import read_answer
+from ledger.emit.engines._passing_event import pass_event
 from ledger.emit.engines._sse import Events
-from ledger.emit.engines._wire import Added, hide
+from ledger.emit.engines._wire import Added
 
 __all__ = ["Observed", "Observing", "stream_class"]
 
-_DONE = b"[DONE]"
 _MAX_BODY_BYTES = 64 << 20
 """A whole answer that is kept to be read; of a longer one the tokens are not known."""
 
@@ -70,10 +68,13 @@ class Observed:
             else:
                 self._kept += data
             return data
-        shown = b"".join(self._event(event.raw, event.data) for event in self._events.feed(data))
+        shown = [
+            pass_event(event, self._exchange, self._added, self._complaints)
+            for event in self._events.feed(data)
+        ]
         if self._events.gave_up:
             self._exchange.pass_unread(len(data))
-        return shown if self._added else data
+        return b"".join(shown) if self._added else data
 
     def rest(self) -> bytes:
         """The end came; what was held back is passed on."""
@@ -122,25 +123,6 @@ class Observed:
         except Exception as error:
             self._exchange.lose()  # if it is not told yet
             self._complaints.say("a generation could not be recorded", error)
-
-    def _event(self, raw: bytes, data: bytes) -> bytes:
-        if not data or data == _DONE:
-            return raw
-        try:
-            body = read_json(data) or read_leniently(data)
-            if body is None:
-                self._exchange.pass_unread(len(data))
-                self._complaints.say("a chunk is no JSON: without usage, its tokens are estimated")
-                return raw
-            self._exchange.feed(body, streamed=True)
-            shown = hide(body, self._added, streamed=True) if self._added else body
-        except Exception as error:
-            self._exchange.pass_unread(len(data))
-            self._complaints.say("a chunk could not be read", error)
-            return raw
-        if shown is body:
-            return raw
-        return b"" if shown is None else b"data: " + msgspec.json.encode(shown) + b"\n\n"
 
 
 @lru_cache(maxsize=8)
