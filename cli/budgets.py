@@ -256,12 +256,11 @@ class _Budgets:
             made: dict[str, Any] = self._client.post_json("/budgets", wanted)
             return made
         from ledger.cost.budgets import Budget
-        from ledger.service.budget_counting import set_budget, setting
+        from ledger.service.admin import enact_budget
 
         budget = Budget(**wanted | {"alerts": tuple(wanted["alerts"])})
         with self._folder.sequencer(self._store) as sequencer:
-            sequencer.log_own(setting(budget)).result()
-        set_budget(self._store, budget)
+            enact_budget(sequencer, self._store, budget)
         return next(each for each in self.all() if each["name"] == wanted["name"])
 
     def all(self) -> list[dict[str, Any]]:
@@ -283,11 +282,10 @@ class _Budgets:
 
             self._client.post_json(f"/budgets/{quote(name, safe='')}/remove", {})
             return
-        from ledger.service.budget_counting import remove_budget, removing
+        from ledger.service.admin import repeal_budget
 
         with self._folder.sequencer(self._store) as sequencer:
-            sequencer.log_own(removing(self._store, name)).result()
-        remove_budget(self._store, name)
+            repeal_budget(sequencer, self._store, name)
 
     def alerts(self, since_s: int) -> list[dict[str, Any]]:
         if self._client is not None:

@@ -49,7 +49,6 @@ _RETRY_S = 5
 _CONNECTIONS = 8
 _MAX_BYTES = 256 * 1024
 _DEFAULT_OUTPUT_TOKENS = 1_024
-_BYTES_PER_TOKEN = 4
 _SDK_WAITS_S = 60
 """OpenAI's clients obey a Retry-After up to a minute; for a longer one they would ask again at once."""
 
@@ -275,11 +274,6 @@ def _check(
 def _named(model: str | None) -> str:
     """As the ledger takes it: a client may name anything."""
     return (model or "").replace("\0", "").encode(errors="replace").decode()[:256]
-
-
-def tokens_in(text: str) -> int:
-    """Tokens of a text, by OpenAI's rule of thumb: four bytes each."""
-    return -(-len(text.encode()) // _BYTES_PER_TOKEN)
 
 
 def budgets_from_environment(

@@ -1,14 +1,16 @@
-"""What administrators do to API keys, with its trail in the log."""
+"""What administrators do to API keys and budgets, with its trail in the log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ledger.cost.budgets import Budget, checked_budget
+from ledger.service import budget_counting as counting
 from ledger.service.auth import new_api_key, revoke
-from ledger.store import Sequencer
-from ledger.store.acts import administer
+from ledger.store import Sequencer, Store
+from ledger.store.acts import OPERATOR, administer
 
-__all__ = ["grant_api_key", "withdraw_api_key"]
+__all__ = ["enact_budget", "grant_api_key", "repeal_budget", "withdraw_api_key"]
 
 
 def grant_api_key(
@@ -44,3 +46,38 @@ def withdraw_api_key(sequencer: Sequencer, key_id: str) -> None:
     sequencer.log_own(
         administer("api-key.revoke", said, lambda connection: revoke(connection, key_id))
     ).result()
+
+
+def enact_budget(sequencer: Sequencer, store: Store, budget: Budget, *, by: str = OPERATOR) -> Budget:
+    """Log that a budget is set, and set it: in this order, and not as one, since counting takes its time.
+
+    Raises:
+        InvalidError: ``bad-budget``.
+    """
+    budget = checked_budget(budget)
+    said: dict[str, str | int | None] = {
+        "budget": budget.name,
+        "measure": budget.measure,
+        "limit": str(budget.limit),
+        "window": budget.window,
+        "currency": budget.currency,
+        "tenant": budget.tenant,
+        "model": budget.model,
+        "alerts": " ".join(map(str, budget.alerts)),
+        "refuse": int(budget.refuse),
+    }
+    sequencer.log_own(administer("budget.set", said, by=by)).result()
+    return counting.set_budget(store, budget)
+
+
+def repeal_budget(sequencer: Sequencer, store: Store, name: str, *, by: str = OPERATOR) -> None:
+    """Log that a budget is removed, and remove it, in this order.
+
+    Raises:
+        InvalidError: there is none of this name.
+    """
+    with store.read() as connection:
+        if name not in {budget.name for budget in counting.list_budgets(connection)}:
+            raise counting.no_budget(name)
+    sequencer.log_own(administer("budget.remove", {"budget": name}, by=by)).result()
+    counting.remove_budget(store, name)

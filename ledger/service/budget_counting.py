@@ -19,7 +19,6 @@ from ledger.cost import budgets as rules
 from ledger.cost.budgets import Budget, Refusal, Room
 from ledger.store import Store
 from ledger.store import budgets as rows
-from ledger.store.acts import OPERATOR, OwnStatement, administer
 from ledger.store.budgets import Alert, Share, Uses
 from ledger.store.queries import Found, log_head
 
@@ -31,10 +30,9 @@ __all__ = [
     "catch_up",
     "count_now",
     "list_budgets",
+    "no_budget",
     "remove_budget",
-    "removing",
     "set_budget",
-    "setting",
     "standings",
 ]
 
@@ -219,39 +217,6 @@ def catch_up(count: Count, first: int, early: tuple[int, Sequence[Found], int] |
 # --- administration ----------------------------------------------------------------------------------------
 
 
-def setting(budget: Budget, *, by: str = OPERATOR) -> OwnStatement:
-    """The statement that a budget is set, to be logged before ``set_budget``: counting takes its time.
-
-    Raises:
-        InvalidError: ``bad-budget``.
-    """
-    budget = rules.checked_budget(budget)
-    said: dict[str, str | int | None] = {
-        "budget": budget.name,
-        "measure": budget.measure,
-        "limit": str(budget.limit),
-        "window": budget.window,
-        "currency": budget.currency,
-        "tenant": budget.tenant,
-        "model": budget.model,
-        "alerts": " ".join(map(str, budget.alerts)),
-        "refuse": int(budget.refuse),
-    }
-    return administer("budget.set", said, by=by)
-
-
-def removing(store: Store, name: str, *, by: str = OPERATOR) -> OwnStatement:
-    """The statement that a budget is removed, to be logged before ``remove_budget``.
-
-    Raises:
-        InvalidError: there is none of this name.
-    """
-    with store.read() as connection:
-        if name not in {row.name for row in rows.budget_rows(connection)}:
-            raise _no_budget(name)
-    return administer("budget.remove", {"budget": name}, by=by)
-
-
 def set_budget(store: Store, budget: Budget, *, now_s: int | None = None) -> Budget:
     """Set a budget, or change the one of its name. What was used in the present window counts at once.
 
@@ -300,10 +265,11 @@ def remove_budget(store: Store, name: str) -> None:
     with store.write() as connection:
         rows.lock(connection)
         if not rows.remove_budget(connection, name):
-            raise _no_budget(name)
+            raise no_budget(name)
 
 
-def _no_budget(name: str) -> InvalidError:
+def no_budget(name: str) -> InvalidError:
+    """The error for a name that no budget has."""
     return InvalidError("there is no such budget", where=name[:80], code="not-found")
 
 

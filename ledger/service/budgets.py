@@ -17,6 +17,7 @@ from ledger.core.records import UUID7
 from ledger.cost import budgets as rules
 from ledger.cost.budgets import Budget, Measure, Room
 from ledger.service import budget_counting as counting
+from ledger.service.admin import enact_budget, repeal_budget
 from ledger.service.auth import actor_of, own_tenant, require, tenant_of
 from ledger.service.budget_counting import Answer, Check
 from ledger.service.budget_webhook import described_alert
@@ -263,8 +264,7 @@ async def set_budget(request: Request) -> Response:
 def _set(request: Request, budget: Budget) -> Response:
     service = service_of(request)
     store = service.store
-    service.sequencer.log_own(counting.setting(budget, by=actor_of(request))).result()
-    budget = counting.set_budget(store, budget)
+    budget = enact_budget(service.sequencer, store, budget, by=actor_of(request))
     service.budget_keeper.budgets_changed()
     with store.read() as connection:
         shown = described(connection, int(time.time()))
@@ -287,8 +287,7 @@ def _set(request: Request, budget: Budget) -> Response:
 def remove_budget(name: Annotated[str, Path(max_length=64)], request: Request) -> Response:
     """Remove a budget with its use and its alerts. Records stay as they are."""
     service = service_of(request)
-    service.sequencer.log_own(counting.removing(service.store, name, by=actor_of(request))).result()
-    counting.remove_budget(service.store, name)
+    repeal_budget(service.sequencer, service.store, name, by=actor_of(request))
     return list_budgets(request)
 
 

@@ -90,11 +90,13 @@ def bind_issuer(connection: Connection, issuer: str, tenant: str | None) -> None
         RefusedError: ``other-tenant``: the issuer is known, and is not this tenant's.
     """
     check_issuer_id(issuer)
+    if tenant is None:
+        return
     bound = tenant_of_issuer(connection, issuer)
+    if check_tenant(tenant) == bound:
+        return
     names = table(Issuer)
     known = connection.execute(select(names.c.issuer).where(names.c.issuer == issuer)).one_or_none()
-    if tenant is None or check_tenant(tenant) == bound:
-        return
     if known is not None or bound is not None:
         raise RefusedError(
             "the issuer is in the log already, and not as this tenant's",

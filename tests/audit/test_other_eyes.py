@@ -16,8 +16,7 @@ pytestmark = pytest.mark.skipif(native.parsing is None, reason="the native part 
 
 @pytest.mark.parametrize("natively", [True, False])
 def test_what_one_takes_in_the_other_finds_sound(tmp_path: Path, natively: bool) -> None:
-    one, other = contextlib.nullcontext(), python_alone()
-    with one if natively else other:
+    with contextlib.nullcontext() if natively else python_alone():
         log = write_everything(tmp_path / "ledger.db")
     with python_alone() if natively else contextlib.nullcontext():
         report = log.audit(log.path)

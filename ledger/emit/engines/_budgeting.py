@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 from ledger.core.canonical import MAX_SAFE_INTEGER
-from ledger.emit.budgets import BudgetRefusal, Budgets, refusal_body, tokens_in
+from ledger.emit.budgets import BudgetRefusal, Budgets, refusal_body
 from ledger.emit.engines._openai import Body, Request, is_count, mapping
+from ledger.emit.token_estimates import tokens_in, tokens_in_bytes
 
 __all__ = ["ask_for_room", "output_limit", "send_refusal"]
 
@@ -16,7 +17,6 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict", "max_new_tokens")
 """OpenAI's chats, completions and responses; llama.cpp; TGI and SGLang, which nest theirs."""
-_BYTES_PER_TOKEN = 4
 _NESTED = ("parameters", "sampling_params", "generationConfig")
 
 
@@ -40,7 +40,7 @@ async def ask_for_room(
     asked_bytes: int = 0,
 ) -> BudgetRefusal | None:
     """Ask for one request. Of one that cannot be read, the prompt is estimated by its ``asked_bytes``."""
-    said = -(-asked_bytes // _BYTES_PER_TOKEN)
+    said = tokens_in_bytes(asked_bytes)
     if request is not None:
         said = (
             len(request.input_ids) if request.input_ids is not None else tokens_in(request.input_text or "")

@@ -18,13 +18,14 @@ from ledger.core.records import Deployment, Quality, Usage
 from ledger.emit.engines._openai import ABORT, ERROR, Request
 from ledger.emit.engines._openai_answer import Answer
 from ledger.emit.engines._wire import Wire
+from ledger.emit.token_estimates import tokens_in, tokens_in_bytes
 
-__all__ = ["USAGE_ESTIMATED", "Call", "Exchange", "Recording", "now_us"]
+__all__ = ["NEVER_SENT", "USAGE_ESTIMATED", "Call", "Exchange", "Recording", "now_us"]
 
 USAGE_ESTIMATED = {"usage_estimated": Quality(scale=0, value=1)}
 """Marks a record whose token counts are estimates."""
-_BYTES_PER_TOKEN = 4
-"""OpenAI's rule of thumb for English text."""
+NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+"""Errors of ``httpx`` before there is a connection to who generates."""
 _SUCCESSES = range(200, 300)
 _GAVE_UP = frozenset({504, 524})
 """Gateway Timeout (RFC 9110, section 15.6.5) and Cloudflare's own: a gateway gave up waiting for a server,
@@ -234,16 +235,10 @@ class Exchange:
         said = None if request is None else request.input_text
         outputs = answer.shown_ids
         if outputs is None:
-            outputs = answer.parts if self._streamed else _tokens_in(answer.output_text() or "")
+            outputs = answer.parts if self._streamed else tokens_in(answer.output_text() or "")
         return Usage(
-            input_tokens=len(ids) if ids is not None else _tokens_in(said or "") + _tokens(self.asked_bytes),
-            output_tokens=outputs + _tokens(self.unread_bytes),
+            input_tokens=len(ids)
+            if ids is not None
+            else tokens_in(said or "") + tokens_in_bytes(self.asked_bytes),
+            output_tokens=outputs + tokens_in_bytes(self.unread_bytes),
         )
-
-
-def _tokens(count: int) -> int:
-    return -(-count // _BYTES_PER_TOKEN)
-
-
-def _tokens_in(text: str) -> int:
-    return _tokens(len(text.encode()))

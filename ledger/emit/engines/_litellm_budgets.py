@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from ledger.emit import Recorder
-from ledger.emit.budgets import BudgetRefusal, Budgets, refusal_body, tokens_in
+from ledger.emit.budgets import BudgetRefusal, Budgets, refusal_body
 from ledger.emit.engines import _litellm_reading as reading
 from ledger.emit.engines._budgeting import output_limit
 from ledger.emit.engines._openai import mapping, text_or_none
+from ledger.emit.token_estimates import tokens_in
 
 __all__ = ["BudgetExceeded", "Reservations"]
 

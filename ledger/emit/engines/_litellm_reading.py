@@ -14,6 +14,7 @@ from typing import Any
 
 from ledger.core.canonical import MAX_SAFE_INTEGER
 from ledger.core.records import UUID7, Deployment, Usage
+from ledger.emit.engines._exchange import NEVER_SENT
 from ledger.emit.engines._hosted import hosted_deployment
 from ledger.emit.engines._openai import MIXED, Kind, delta_text, mapping, prompt_text, text_or_none, usage_of
 from ledger.emit.engines._openai_answer import Answer
@@ -51,10 +52,7 @@ _KINDS: dict[str, Kind] = {
 }
 """LiteLLM's call types that generate text. Embeddings, images, speech, moderation and lists are none."""
 _REDACTED = "redacted-by-litellm"
-_NEVER_SENT = {
-    *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"),
-    *("ClientConnectorError", "ConnectionTimeoutError"),
-}
+_NEVER_SENT = NEVER_SENT | {"ClientConnectorError", "ConnectionTimeoutError"}
 """Errors of ``httpx`` and ``aiohttp`` before there is a connection, among the causes of LiteLLM's."""
 _UNANSWERED = {"ReadTimeout", "WriteTimeout", "ReadError", "WriteError", "RemoteProtocolError"}
 """Errors of ``httpx`` after that."""

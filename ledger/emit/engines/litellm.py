@@ -55,6 +55,7 @@ from ledger.emit.engines._litellm_budgets import Reservations
 from ledger.emit.engines._litellm_streams import KEY, USAGE, Mark, watch_streams
 from ledger.emit.engines._openai import ABORT, ERROR, Kind, mapping, text_or_none
 from ledger.emit.engines._providers import field
+from ledger.emit.token_estimates import tokens_in
 
 __all__ = ["Callback", "Estimated", "Estimator", "callback", "proxy_handler"]
 
@@ -63,7 +64,6 @@ proxy_handler: Callback
 
 _HEADER = "x-tallystick-record"
 _CURRENCY = "USD"
-_BYTES_PER_TOKEN = 4
 _SAID = ("prompt", "instructions", "input")
 _ASKABLE = {"custom_openai", "hosted_vllm", "openai", "openai_like", "text-completion-openai", "together_ai"}
 """Providers that LiteLLM calls through OpenAI's client, which passes ``extra_body`` on."""
@@ -347,8 +347,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             mark,
             kwargs,
             kind,
-            counts
-            or Usage(input_tokens=-(-len(asked.encode()) // _BYTES_PER_TOKEN), output_tokens=answer.parts),
+            counts or Usage(input_tokens=tokens_in(asked), output_tokens=answer.parts),
             estimated=counts is None,
             text=answer.output_text(),
             reason=answer.finish_reason or reason,

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from ledger.core.records import Deployment
 from ledger.emit._complaints import Complaints
-from ledger.emit.engines._exchange import Call, Exchange, Recording
+from ledger.emit.engines._exchange import NEVER_SENT, Call, Exchange, Recording
 from ledger.emit.engines._hosted import hosted_deployment, provider_of_host
 from ledger.emit.engines._openai import kind_of, mapping, read_json, read_leniently, text_or_none
 from ledger.emit.engines._provider_answer import Observed, Observing, stream_class
@@ -42,10 +42,6 @@ _HELD = "tallystick"
 """Under which a request's ``extensions`` hold what follows it."""
 _UNREAD = frozenset({"AnthropicBedrock", "AnthropicVertex", "AsyncAnthropicBedrock", "AsyncAnthropicVertex"})
 """Clients whose paths and bodies are their cloud's, which nothing here reads."""
-_NEVER_SENT = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
-)
-"""Errors of ``httpx`` before there is a connection to the provider."""
 _SIGNED = "AWS4-"
 """How the authorization of a request begins whose headers and body are signed (AWS Signature Version 4)."""
 _SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
@@ -314,7 +310,7 @@ class _Held:
         """There is no answer. Unless the provider never had the request, it may have generated and billed."""
         self._answered = True
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if _NEVER_SENT.intersection(each.__name__ for each in type(error).__mro__):
+        if NEVER_SENT.intersection(each.__name__ for each in type(error).__mro__):
             self.exchange.refuse()
         elif type(status) is int:  # another hook made an error of the answer
             self._see_status(status)
