@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
+import selectors
 import shutil
 import signal
 import socket
@@ -64,12 +64,16 @@ class Worker:
 
 def listen(workers: list[Worker], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    files = {each.process.stdout.fileno(): each for each in workers if each.process.stdout is not None}
-    while (left := deadline - time.monotonic()) > 0:
-        for file in select.select(list(files), [], [], left)[0]:
-            chunk = os.read(file, 1 << 16)
-            assert chunk, "a worker ended by itself"
-            files[file].hear(chunk)
+    # Not select(), which refuses descriptors from 1024 on: a long test run has opened many.
+    with selectors.DefaultSelector() as selector:
+        for each in workers:
+            assert each.process.stdout is not None
+            selector.register(each.process.stdout, selectors.EVENT_READ, each)
+        while (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                chunk = os.read(key.fd, 1 << 16)
+                assert chunk, "a worker ended by itself"
+                key.data.hear(chunk)
 
 
 def tear(spool: Path, chance: random.Random) -> int:

@@ -386,7 +386,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             )
             if found is not None:
                 energy, busy_us = found.energy, found.busy_us
-        cost = reading.cost_nano(kwargs.get("response_cost")) if reason not in (ABORT, ERROR) else None
+        cost = reading.cost_of(kwargs) if reason not in (ABORT, ERROR) else None
         self.recorder.record(
             id=str(mark),
             usage=usage,
