@@ -143,6 +143,10 @@ class Composer:
         given = {tenant for report in reports if isinstance(tenant := report[_TENANT], str)}
         self._keys = self._tenants.keys({name for name in given if len(name) <= _MAX_TENANT} | {NO_TENANT})
 
+    def close(self) -> None:
+        """Close the tenants' file."""
+        self._tenants.close()
+
     def compose(
         self, report: Report, now_us: int, began_ns: int | None = None, *, metered: bool = False
     ) -> Composed:

@@ -497,7 +497,8 @@ class Sealer:
             self._append(chain, Heartbeat(dropped=chain.head.dropped, unattributed_uj=told, **fields))
 
     def _finish(self) -> None:
-        """Tell what was lost, end the session, and free whoever waits."""
+        """Tell what was lost, and end the session."""
+        self._composer.close()
         untold_uj = 0
         if self._energising is not None:
             for each in self._energising.close():

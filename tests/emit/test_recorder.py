@@ -400,6 +400,23 @@ def test_an_unused_recorder_leaves_nothing(make_recorder: MakeRecorder, spool_di
     assert not list((spool_dir / "sessions").iterdir())
 
 
+def test_a_closed_recorder_holds_no_file_open(tmp_path: Path) -> None:
+    recorder = Recorder(spool=tmp_path, deployment=make_deployment())
+    recorder.record(**report())
+    assert recorder.flush()
+    assert open_files(tmp_path)  # its lock, its session, the tenants' secrets
+    assert recorder.close()
+    assert not open_files(tmp_path)
+
+
+def open_files(folder: Path) -> set[str]:
+    names = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            names.add(os.readlink(each))
+    return {name for name in names if name.startswith(str(folder))}
+
+
 def test_close_is_bounded_when_the_ledger_hangs(make_recorder: MakeRecorder, double: LedgerDouble) -> None:
     release = threading.Event()
 
