@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from ledger.core.commitments import Opening, record_salt, token_bytes, verify_opening
 from ledger.core.errors import InvalidError, RefusedError, UnavailableError
 from ledger.core.keys import generate_key
 from ledger.core.statements import Batch, DeploymentStatement, FactorsStatement, Heartbeat
 from ledger.emit import Recorder
 from ledger.emit.chain import Chain
+from ledger.emit.identity import Tenants, load_secret
 from ledger.emit.spool import Spool
 from ledger.keyfiles import save_private_key
 from tests.build import make_deployment, make_factor_set
@@ -156,6 +158,29 @@ def test_documents_come_first_and_once(make_recorder: MakeRecorder, spool_dir: P
     spool = Spool(spool_dir)
     kinds = [type(spool.load(seq).statement.payload) for seq in spool.waiting()]
     assert kinds == [DeploymentStatement, DeploymentStatement, FactorsStatement, Batch, Batch]
+
+
+def test_commitments_open_however_many_reports_wait(
+    make_recorder: MakeRecorder, double: LedgerDouble, spool_dir: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("ledger.emit.recorder.ENOUGH", 3)
+    monkeypatch.setattr("ledger.emit.recorder._MANY_REPORTS", 6)
+    recorder = make_recorder(double, max_age_s=1.0)
+    ids = {}
+    for n in range(9):  # three packed at once, three that wait as they are, three packed again
+        given, made = [n, 2**32 - 1, *range(70)], (n, n + 1)
+        ids[recorder.record(**report(input_ids=given, output_ids=made))] = given, made
+    assert recorder.flush()
+    secret = load_secret(spool_dir / "issuer.secret")
+    with contextlib.closing(Tenants(spool_dir / "tenants", secret)) as tenants:
+        key = tenants.keys(["t-1"])["t-1"]
+    for id, both in ids.items():
+        record = double.records[id]
+        for purpose, digest, tokens in zip(
+            ("input", "output"), (record.input.digest, record.output.digest), both, strict=True
+        ):
+            opening = Opening("tokens", record_salt(key, id, purpose), token_bytes(tokens))
+            verify_opening(bytes.fromhex(digest), opening)
 
 
 def test_a_full_batch_is_sealed_before_its_time(make_recorder: MakeRecorder, spool_dir: Path) -> None:
