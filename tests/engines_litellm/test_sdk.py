@@ -246,6 +246,28 @@ def test_another_provider_with_its_own_fields(recorded: Ledger, api: str, stream
     assert deployment["model"] == "claude-sonnet-4-5"
 
 
+def test_a_streams_cost_outlives_a_race_of_litellms_threads(
+    recorded: Ledger, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that handle its chunks may set the call's cost to None after the whole answer set it."""
+    end, costs = tallystick.Callback._end, []
+
+    def raced(self: Any, mark: Any, kwargs: dict[str, Any], *rest: Any) -> None:
+        costs.append(kwargs["response_cost"])
+        kwargs["response_cost"] = None
+        end(self, mark, kwargs, *rest)
+
+    monkeypatch.setattr(tallystick.Callback, "_end", raced)
+    call = {"model": "anthropic/claude-sonnet-4-5", "messages": MESSAGES, "api_base": api, "api_key": "any"}
+    list(litellm.completion(**call, stream=True))
+    (record,) = expect(recorded, 1)
+    price = litellm.model_cost["claude-sonnet-4-5"]
+    told = 10 * price["input_cost_per_token"] + 25 * price["output_cost_per_token"]
+    told += 100 * price["cache_creation_input_token_cost"] + 1000 * price["cache_read_input_token_cost"]
+    assert record.cost_nano == round(told * 1e9)
+    assert costs in ([None], [pytest.approx(told)])
+
+
 # --- failures, retries, caches ---------------------------------------------------------------------------
 
 

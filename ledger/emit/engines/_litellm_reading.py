@@ -24,7 +24,6 @@ __all__ = [
     "answer_text",
     "answer_usage",
     "cost_nano",
-    "cost_of",
     "deployment_of",
     "finish_reason_of",
     "finish_reason_of_stream",
@@ -263,16 +262,6 @@ def was_unanswered(error: Any) -> bool:
 
 
 # --- figures ---------------------------------------------------------------------------------------------
-
-
-def cost_of(kwargs: Mapping[str, Any]) -> int | None:
-    """What LiteLLM says that a call cost, in billionths of a dollar.
-
-    Of a stream, threads that still handle its chunks may have set the field of the call back to None: what
-    LiteLLM prepared for logging has it too.
-    """
-    prepared = mapping(kwargs.get("standard_logging_object"))
-    return cost_nano(kwargs.get("response_cost")) or cost_nano(prepared.get("response_cost"))
 
 
 def cost_nano(value: Any) -> int | None:

@@ -70,6 +70,7 @@ class Mark(str):
     said: Mapping[str, Any]
     chunks: Chunks | None
     asked: bool
+    _call: Callable[[], Any] | None
     _leave: list[Leave]
 
     @classmethod
@@ -83,7 +84,7 @@ class Mark(str):
         """
         mark = cls(id)
         mark.started_us, mark.said, mark.chunks, mark.asked = now_us(), {}, None, False
-        mark._leave = [leave]
+        mark._call, mark._leave = None, [leave]
         return mark
 
     def take(self) -> bool:
@@ -102,10 +103,17 @@ class Mark(str):
         self.chunks = stream.chunks = Chunks(stream.chunks)
         if self.asked and field(stream, "stream_options") is None:
             stream.stream_options = USAGE  # else 1.81 skips the chunk that has the usage
+        self._call = weakref.ref(stream.logging_obj)
         lasting = {name: details[name] for name in _LASTING if name in details}
         # The stream goes first. LiteLLM's events keep the call's logging object until they have been told.
         weakref.finalize(stream, leave, self, lasting, False).atexit = False
         weakref.finalize(stream.logging_obj, leave, self, lasting, True)
+
+    def price(self, answer: Any) -> Any:
+        """What LiteLLM itself reckons for the stream's whole answer; None if it does not know."""
+        call = None if self._call is None else self._call()
+        calculate = getattr(call, "_response_cost_calculator", None)  # 1.81 has no public one of the same sum
+        return None if calculate is None else calculate(result=answer)
 
     def __deepcopy__(self, memo: object) -> Mark:
         return self

@@ -290,11 +290,19 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             reason = reading.finish_reason_of_stream(mark.chunks)
             if reason is None and reading.metadata_of(kwargs).get("client_disconnected"):
                 reason = ABORT
+        cost = None
+        if reason not in (ABORT, ERROR):
+            cost = reading.cost_nano(kwargs.get("response_cost"))
+            if cost is None and mark.chunks and not kwargs.get("response_cost_failure_debug_information"):
+                # Threads that handle the stream's earlier chunks set the field to None, at times after it was
+                # set to what the whole answer costs.
+                cost = reading.cost_nano(mark.price(response))
         self._record(
             mark,
             kwargs,
             kind,
             usage,
+            cost=cost,
             estimated=not told,
             text=text,
             reason=reason,
@@ -369,6 +377,7 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
         answered_as: str | None,
         request_id: str | None,
         ended_us: int | None,
+        cost: int | None = None,
     ) -> None:
         deployment = reading.deployment_of(kwargs, answered_as)
         first_us = None if mark.chunks is None else mark.chunks.first_us
@@ -386,7 +395,6 @@ class Callback(CustomLogger):  # type: ignore[misc]  # LiteLLM's extension point
             )
             if found is not None:
                 energy, busy_us = found.energy, found.busy_us
-        cost = reading.cost_of(kwargs) if reason not in (ABORT, ERROR) else None
         self.recorder.record(
             id=str(mark),
             usage=usage,
