@@ -497,8 +497,7 @@ class Sealer:
             self._append(chain, Heartbeat(dropped=chain.head.dropped, unattributed_uj=told, **fields))
 
     def _finish(self) -> None:
-        """Tell what was lost, and end the session."""
-        self._composer.close()
+        """Tell what was lost, end the session, and close the tenants' file."""
         untold_uj = 0
         if self._energising is not None:
             for each in self._energising.close():
@@ -513,6 +512,7 @@ class Sealer:
                     self._beat(chain)
                 session, self._session = self._session, None
                 session.close()
+        self._composer.close()
 
 
 def _chain_fields(chain: Chain) -> dict[str, Any]:

@@ -111,9 +111,11 @@ class Mark(str):
 
     def price(self, answer: Any) -> Any:
         """What LiteLLM itself reckons for the stream's whole answer; None if it does not know."""
-        call = None if self._call is None else self._call()
-        calculate = getattr(call, "_response_cost_calculator", None)  # 1.81 has no public one of the same sum
-        return None if calculate is None else calculate(result=answer)
+        try:
+            call = None if self._call is None else self._call()
+            return None if call is None else call._response_cost_calculator(result=answer)
+        except Exception:  # a method of 1.81 alone, which has no public one of the same sum
+            return None
 
     def __deepcopy__(self, memo: object) -> Mark:
         return self
