@@ -82,9 +82,15 @@ def arguments(upstream: Upstream, **more: Any) -> dict[str, Any]:
 
 
 def expect(ledger: Ledger, count: int) -> list[Record]:
-    """The records, once there are ``count``; LiteLLM tells of a call's end on a thread of its own."""
+    """The records, once there are ``count``; LiteLLM tells of a call's end on a thread of its own.
+
+    A stream that was left is gone when nothing holds it: the threads that handle its chunks have come to
+    their end, another call has taken its place in LiteLLM's log of errors, and the collector came by.
+    """
     deadline = time.monotonic() + WAIT_S
     while len(found := ledger.records()) < count and time.monotonic() < deadline:
+        litellm.error_logs.clear()
+        gc.collect()
         time.sleep(0.02)
     time.sleep(0.3)  # if more came, they would be here now
     found = ledger.records()
@@ -379,7 +385,6 @@ def test_a_stream_that_breaks_off_has_the_tokens_so_far(
     upstream.cut = 5
     if call.startswith("a"):
         CALLS[call](**arguments(upstream))
-        gc.collect()
     else:
         with pytest.raises(litellm.exceptions.APIConnectionError):
             CALLS[call](**arguments(upstream))
@@ -429,9 +434,6 @@ def test_a_stream_that_is_left_is_an_abort(recorded: Ledger, upstream: Upstream)
         if len(texts) == 6:
             break
     del stream, chunk
-    gc.collect()
-    litellm.error_logs.clear()  # LiteLLM keeps the last call there until the next one
-    gc.collect()
     (record,) = expect(recorded, 1)
     assert record.finish_reason == "abort"
     assert record.usage.output_tokens == 6
@@ -452,7 +454,6 @@ def test_an_asynchronous_stream_that_is_left_is_an_abort(recorded: Ledger, upstr
                 break
 
     asyncio.run(run())
-    gc.collect()
     (record,) = expect(recorded, 1)
     assert record.finish_reason == "abort"
     assert record.usage.output_tokens == 4
@@ -465,8 +466,7 @@ def test_a_stream_that_is_left_at_its_finish_reason_is_whole(recorded: Ledger, u
         if chunk.choices[0].finish_reason:
             break
     del stream, chunk
-    litellm.completion(**arguments(upstream))  # LiteLLM keeps the last call until the next
-    gc.collect()
+    litellm.completion(**arguments(upstream))
     records = expect(recorded, 2)
     assert [each.finish_reason for each in records] == ["length", "length"]
 
