@@ -17,7 +17,7 @@ from ledger.core.errors import UnavailableError
 from ledger.emit.client import Client
 
 TOTAL_S = 0.3
-LATE_S = 3.0
+LATE_S = 15.0
 """Far beyond the deadline, far below the other timeouts."""
 
 Behaviour = Callable[[socket.socket], None]

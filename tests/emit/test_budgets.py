@@ -225,7 +225,7 @@ def test_a_ledger_that_is_away_is_not_asked_by_each_request() -> None:
         begun = time.monotonic()
         for _ in range(50):
             assert budgets.reserve(RECORD) is not None
-        assert time.monotonic() - begun < 3.5
+        assert time.monotonic() - begun < 20
         assert len(requests) == 1
         hold.set()
 

