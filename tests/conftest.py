@@ -1,7 +1,8 @@
-"""Which database the tests run on."""
+"""Which database the tests run on, and what is the same for all of them."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    with contextlib.suppress(ImportError):  # the environments of engines have no hypothesis
+        from hypothesis import settings
+
+        settings.register_profile(
+            "any machine", deadline=None
+        )  # a busy one stops for longer than any example
+        settings.load_profile("any machine")
     config.addinivalue_line("markers", "sqlite: about the SQLite file itself; left out on PostgreSQL")
     if config.getoption("--database") == "postgresql":
         begin_diverted_run()

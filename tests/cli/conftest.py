@@ -141,7 +141,7 @@ def service(ledger: LedgerFolder) -> Iterator[RunningService]:
         try:
             assert process.stdout is not None
             url = json.loads(_first_document(process.stdout))["url"]
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while True:
                 try:
                     if urllib3.request("GET", f"{url}/healthz", retries=False, timeout=2).status == 200:
@@ -153,7 +153,7 @@ def service(ledger: LedgerFolder) -> Iterator[RunningService]:
             yield RunningService(url, ledger, ledger.path / "admin.key")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
             log.close()
 
 

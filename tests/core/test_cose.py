@@ -149,15 +149,15 @@ def test_whatever_is_accepted_has_one_spelling(data):
 def test_a_head_that_claims_much_allocates_nothing(major, width):
     head = bytes([major << 5 | 23 + width.bit_length()]) + b"\xff" * width
     tracemalloc.start()
-    begun = time.perf_counter()
+    begun = time.process_time()
     for data in (head, head + b"\x00" * 100, b"\x81" * 9 + head, b"\xd2\x84\x40" + head):
         with pytest.raises(InvalidError):
             cose.decode_cbor(data, where="x")
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000
-    assert seconds < 0.5
+    assert seconds < 5
 
 
 BOMBS = {
@@ -176,13 +176,13 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_cost_neither_time_nor_memory(bomb):
     tracemalloc.start()
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(InvalidError):
         cose.decode_cbor(bomb, where="x")
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 0.5
+    assert seconds < 5
     assert peak < 4 * len(bomb)
 
 

@@ -76,7 +76,7 @@ def report(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -43,19 +43,21 @@ class RealService:
         log = (self.folder / "service.log").open("ab")
         command = [sys.executable, "-m", "cli", "serve", str(self.folder), "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        for _ in range(600):
+        deadline = time.monotonic() + 120  # of a busy machine
+        while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "service.log").read_text()[-3000:]
             try:
                 if urllib3.request("GET", f"{self.url}/healthz", retries=False).status == 200:
                     return
             except urllib3.exceptions.HTTPError:
-                time.sleep(0.05)
+                pass
+            time.sleep(0.05)
         raise AssertionError("the service did not start")
 
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def get(self, path: str) -> Any:
         answer = urllib3.request(

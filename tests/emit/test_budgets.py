@@ -78,7 +78,11 @@ def upstream() -> Upstream:
 
 
 @pytest.fixture
-def proxy(service: RealService, upstream: Upstream, make_recorder: MakeRecorder) -> Iterator[str]:
+def proxy(
+    service: RealService, upstream: Upstream, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    for limit in ("_CONNECT_S", "_TOTAL_S"):  # a busy machine's ledger is late, not away
+        monkeypatch.setattr(f"ledger.emit.budgets.{limit}", 30.0)
     recorder = make_recorder(issuer=f"tests.example/{time.time_ns()}", **service.options)
     service.register(recorder)
     budgets = Budgets(service.url, service.admin_key, when_unreachable="closed", pseudonym=recorder.pseudonym)

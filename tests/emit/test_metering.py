@@ -333,16 +333,18 @@ def test_a_meter_that_hangs_holds_nobody_up(
 def test_a_modelled_meter_counts_active_time_only(make_recorder: MakeRecorder, spool_dir: Path) -> None:
     power = HostPower("cpu", "gen", 2, 1_000, 2_000, 10_000, 20_000, "table", True)
     recorder = metered(make_recorder, ModelledMeter(power, utilisation_milli=500))
-    time.sleep(0.1)
+    time.sleep(0.3)
+    begun = time.monotonic()
     id = recorder.begin()
     time.sleep(0.1)
     recorder.record(**report(), id=id)
-    time.sleep(0.1)
+    active_s = time.monotonic() - begun
+    time.sleep(0.3)
     assert recorder.close()
     energy = Books(spool_dir).energy(id)
     assert energy is not None
     assert (energy.method, energy.source) == ("modelled", "table; windows/1")
-    assert 600_000 <= energy.energy_uj <= 1_200_000  # 6 W for 100 ms
+    assert 600_000 <= energy.energy_uj <= 6_000_000 * (active_s + 0.1)  # 6 W while it was active
     assert energy.low_uj == pytest.approx(energy.energy_uj / 6, rel=0.01)
     assert energy.high_uj == pytest.approx(energy.energy_uj / 6 * 20, rel=0.01)
     assert Books(spool_dir).unattributed_uj == 0

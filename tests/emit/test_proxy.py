@@ -593,11 +593,11 @@ def test_a_client_that_goes_away_ends_the_upstreams_request():
             if connection.recv(1) == b"":
                 gone.set()
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     with serving(Forwarder(f"http://127.0.0.1:{listener.getsockname()[1]}")) as front:
         with pytest.raises(urllib3.exceptions.TimeoutError):
-            urllib3.request("POST", front, body=b"x", timeout=0.2, retries=False)
+            urllib3.request("POST", front, body=b"x", timeout=2, retries=False)
         thread.join(WAIT_S)
     listener.close()
     assert gone.is_set()

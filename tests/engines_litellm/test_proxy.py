@@ -124,7 +124,7 @@ def proxy(service: Any, engine: str, tmp_path_factory: pytest.TempPathFactory) -
             yield running
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 @pytest.fixture

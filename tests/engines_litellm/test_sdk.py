@@ -14,6 +14,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from msgspec import UNSET
 
 from ledger.core.records import Record
@@ -121,13 +122,19 @@ def complete(streamed: bool) -> Callable[..., None]:
     return call
 
 
+async def told() -> None:
+    """Wait until LiteLLM's worker on this loop has told of all calls: it ends with the loop."""
+    await asyncio.sleep(0.3)  # what a call still does is handed to the worker
+    await asyncio.wait_for(GLOBAL_LOGGING_WORKER._queue.join(), WAIT_S)
+
+
 def acomplete(streamed: bool) -> Callable[..., None]:
     async def call(given: dict[str, Any]) -> None:
         answer = await litellm.acompletion(**given, stream=streamed)
         if streamed:
             async for chunk in answer:
                 assert getattr(chunk, "usage", None) is None
-        await asyncio.sleep(0.3)  # LiteLLM tells of it on this loop
+        await told()
 
     return lambda **given: asyncio.run(call(given))
 
@@ -221,7 +228,7 @@ def test_calls_side_by_side(recorded: Ledger, upstream: Upstream) -> None:
 
     async def all_of_them() -> None:
         await asyncio.gather(*(one(place) for place in range(24)))
-        await asyncio.sleep(0.5)
+        await told()
 
     asyncio.run(all_of_them())
     records = expect(recorded, 24)
@@ -354,7 +361,7 @@ def test_a_router_falls_back_and_each_attempt_that_generated_is_recorded(
             streamed = await router.acompletion(model="first", messages=MESSAGES, stream=True)
             async for _ in streamed:
                 pass
-            await asyncio.sleep(0.3)
+            await told()
 
         asyncio.run(run())
         records = expect(recorded, 2)

@@ -203,7 +203,11 @@ def test_s3_serves_the_tree(world: World, s3: str, monkeypatch: pytest.MonkeyPat
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    urllib3.request("PUT", f"{s3}/evidence")  # the bucket
+    deadline = time.monotonic() + 60
+    # The bucket: the port opens before all is ready.
+    while urllib3.request("PUT", f"{s3}/evidence").status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     destination = open_destination("s3://evidence/log")
     for size in (5, 258):
         grow(world, size)

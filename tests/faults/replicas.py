@@ -62,7 +62,7 @@ class Replica:
         """kill -9."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(30)
+            self.process.wait(60)
             self.kills += 1
 
     def get(self, path: str) -> bytes | None:

@@ -59,7 +59,7 @@ class Worker:
         assert self.process.stdout is not None
         while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
             self.hear(chunk)
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 def listen(workers: list[Worker], seconds: float) -> None:

@@ -48,18 +48,20 @@ class Service:
         log = (self.folder / "service.log").open("ab")
         command = [sys.executable, "-m", "cli", "serve", str(self.folder), "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        for _ in range(600):
+        deadline = time.monotonic() + 120  # of a busy machine
+        while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "service.log").read_text()[-3000:]
             try:
                 if self.request("GET", "/healthz")[0] == 200:
                     return
             except OSError:
-                time.sleep(0.05)
+                pass
+            time.sleep(0.05)
         raise AssertionError("the service did not start")
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(60)
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)

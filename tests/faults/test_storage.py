@@ -59,13 +59,15 @@ def serve():
     command = [sys.executable, "-m", "cli", "serve", str(folder), "--port", str(port)]
     process = subprocess.Popen(command, stdout=log, stderr=log)
     atexit.register(process.kill)
-    for _ in range(600):
+    deadline = time.monotonic() + 120  # of a busy machine
+    while time.monotonic() < deadline:
         assert process.poll() is None, Path(log.name).read_text()[-2000:]
         try:
             if request("GET", "/healthz")[0] == 200:
                 return process
         except OSError:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
     raise AssertionError("the service did not start")
 
 def begin():
@@ -224,9 +226,14 @@ def test_a_torn_write_ahead_log_gives_an_earlier_state_or_is_refused(world: Worl
     for n in range(12):
         world.log(world.issuer.batch(make_records(chance.randrange(1, 40), deployment, first=100 * n)))
         remember()
-    time.sleep(0.3)  # until the last checkpoint is published
-    published = open_checkpoint((world.path / "checkpoint").read_bytes(), world.sequencer.verifier_key)
-    assert published.size == max(history)
+
+    def published() -> int:
+        return open_checkpoint((world.path / "checkpoint").read_bytes(), world.sequencer.verifier_key).size
+
+    deadline = time.monotonic() + 30
+    while published() != max(history):  # the last one is published a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     log = (world.path / "ledger.db-wal").read_bytes()
     sizes = set()
     for number in range(TEARS):
@@ -243,7 +250,7 @@ def test_a_torn_write_ahead_log_gives_an_earlier_state_or_is_refused(world: Worl
             case 2:  # a sector that was not written
                 torn[at : at + 512] = bytes(len(torn[at : at + 512]))
         (folder / "ledger.db-wal").write_bytes(torn)
-        size = check_torn(folder, world, history, published.size)
+        size = check_torn(folder, world, history, max(history))
         sizes.add(size)
         shutil.rmtree(folder)
     assert len(sizes) > 3

@@ -71,7 +71,7 @@ class Server:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(how)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors.decode()
 
     def request(
@@ -314,6 +314,6 @@ def test_it_says_so_when_the_port_is_taken(folder: Server) -> None:
         folder.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder.directory), str(folder.port)], stderr=subprocess.PIPE
         )
-        _, errors = folder.process.communicate(timeout=30)
+        _, errors = folder.process.communicate(timeout=120)
         assert folder.process.returncode == 3
         assert errors.decode().strip().endswith("not-started")
