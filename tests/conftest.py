@@ -25,9 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     with contextlib.suppress(ImportError):  # the environments of engines have no hypothesis
         from hypothesis import settings
 
-        settings.register_profile(
-            "any machine", deadline=None
-        )  # a busy one stops for longer than any example
+        # A busy one stops for longer than any example takes.
+        settings.register_profile("any machine", deadline=None)
         settings.load_profile("any machine")
     config.addinivalue_line("markers", "sqlite: about the SQLite file itself; left out on PostgreSQL")
     if config.getoption("--database") == "postgresql":

@@ -54,6 +54,12 @@ class RealService:
             time.sleep(0.05)
         raise AssertionError("the service did not start")
 
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(60)
+
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()

@@ -25,6 +25,7 @@ from ledger.store.append import create_log
 from ledger.store.witnessed import add_cosignatures
 from tests.build import ORIGIN, Issuer, make_deployment
 from tests.databases import copy_database
+from tests.emit.conftest import eventually
 from tests.store.conftest import World
 
 
@@ -203,11 +204,8 @@ def test_s3_serves_the_tree(world: World, s3: str, monkeypatch: pytest.MonkeyPat
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    deadline = time.monotonic() + 60
     # The bucket: the port opens before all is ready.
-    while urllib3.request("PUT", f"{s3}/evidence").status != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    assert eventually(lambda: urllib3.request("PUT", f"{s3}/evidence").status == 200, 60)
     destination = open_destination("s3://evidence/log")
     for size in (5, 258):
         grow(world, size)

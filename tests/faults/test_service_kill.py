@@ -8,10 +8,7 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -28,6 +25,7 @@ from ledger.core.statements import Batch, SignedStatement, decode_statement
 from ledger.keyfiles import load_private_key
 from ledger.store import Sequencer, open_store, queries
 from tests.build import Issuer, make_deployment, make_records
+from tests.emit.real_service import RealService
 
 ROUNDS = int(os.environ.get("TALLYSTICK_FAULT_ROUNDS", "3"))
 SEED = int(os.environ.get("TALLYSTICK_FAULT_SEED", str(time.time_ns())))
@@ -36,50 +34,28 @@ RECORDS = 8
 DEPLOYMENT = make_deployment()
 
 
-@dataclass
-class Service:
-    """A service process that is killed and started again on the same folder and port."""
+def ask(service: RealService, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
+    """One request over a connection of its own: status and body.
 
-    folder: Path
-    port: int
-    process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        log = (self.folder / "service.log").open("ab")
-        command = [sys.executable, "-m", "cli", "serve", str(self.folder), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120  # of a busy machine
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, (self.folder / "service.log").read_text()[-3000:]
-            try:
-                if self.request("GET", "/healthz")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError("the service did not start")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(60)
-
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(repr(error)) from error
-        finally:
-            connection.close()
+    Raises:
+        OSError: there was no whole answer.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(repr(error)) from error
+    finally:
+        connection.close()
 
 
 @dataclass
 class Sender(threading.Thread):
     """An issuer that sends batches for ever, repeating each until it is acknowledged."""
 
-    service: Service
+    service: RealService
     token: str
     number: int
     stopping: threading.Event
@@ -104,7 +80,7 @@ class Sender(threading.Thread):
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": media_type}
         while True:
             try:
-                status, answer = self.service.request("POST", path, body, headers)
+                status, answer = ask(self.service, "POST", path, body, headers)
             except OSError:
                 time.sleep(0.02)
                 continue
@@ -135,7 +111,7 @@ def test_kill_nine_loses_and_doubles_nothing(tmp_path: Path) -> None:
     store.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        service = Service(folder, free.getsockname()[1])
+        service = RealService(folder, free.getsockname()[1])
     service.start()
     token = (folder / "admin.key").read_text().strip()
     stopping = threading.Event()
@@ -147,7 +123,7 @@ def test_kill_nine_loses_and_doubles_nothing(tmp_path: Path) -> None:
     def watch() -> None:
         while not stopping.is_set():
             try:
-                status, note = service.request("GET", "/checkpoint")
+                status, note = ask(service, "GET", "/checkpoint")
             except OSError:
                 time.sleep(0.01)
             else:
